@@ -1,0 +1,1 @@
+"""From torch to ONNX files that describe themselves."""

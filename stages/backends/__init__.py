@@ -1,0 +1,1 @@
+"""How a graph is run. A backend knows nothing of boxes."""

@@ -1,0 +1,1 @@
+"""What the numbers of a graph mean. A decoder knows nothing of sessions."""

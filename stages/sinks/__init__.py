@@ -1,0 +1,1 @@
+"""Where frames and results go: video files, JSONL, images, a window."""
