@@ -1,1 +1,2 @@
-"""The engine: frames, time, queues, threads, config, report. It knows no codec, model or drawing."""
+"""The engine: frames, time, queues, threads, config, report. It knows no codec, model or
+drawing."""

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """A section of the configuration. Every field has a description: `list` and the docs print it."""
+    """A section of the configuration. Every field has a description: `list` and the docs print
+    it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

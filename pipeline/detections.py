@@ -32,7 +32,8 @@ class Detections:
     """The n things found in one frame, one array row each; n may be 0.
 
     Raises:
-        ValueError: a column's shape, length or range does not fit the others (the message shows both).
+        ValueError: a column's shape, length or range does not fit the others (the message shows
+        both).
     """
 
     xyxy: F32

@@ -16,7 +16,7 @@ credentials: print URLs through `pipeline.url.Url`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.frame import FrameId
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class RackfocusError(Exception):
     """Base of all errors whose text is meant for the user."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class UsageError(RackfocusError):
     """A flag, a path or a combination of them that cannot work; found before anything ran."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class ConfigError(UsageError):
@@ -41,7 +41,7 @@ class ConfigError(UsageError):
 class ModelError(RackfocusError):
     """A model file that cannot be read or recognised, or does not fit what was asked."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class DeviceError(ModelError):
@@ -63,12 +63,17 @@ class StageError(RackfocusError):
         self, stage: str, operation: str, cause: BaseException, frame_id: FrameId | None = None
     ) -> None:
         where = f" at frame {frame_id}" if frame_id is not None else ""
-        what = str(cause) if isinstance(cause, RackfocusError) else f"{type(cause).__name__}: {cause}"
+        what = (
+            str(cause) if isinstance(cause, RackfocusError) else f"{type(cause).__name__}: {cause}"
+        )
         super().__init__(f"{stage}.{operation} failed{where}: {what}")
         self.stage = stage
         self.operation = operation
         self.frame_id = frame_id
         self.__cause__ = cause
+        if operation == "open" and isinstance(cause, RackfocusError):
+            # Nothing has run yet: a wrong path or device is the user's to mend, not a failed run.
+            self.exit_code = cause.exit_code
 
 
 class StuckError(RackfocusError):

@@ -133,7 +133,8 @@ class Prepared:
 
     frame: Frame
     tensor: NDArray[np.generic]
-    """One picture in the model's layout and dtype, without the batch axis: (3, h, w) or (h, w, 3)."""
+    """One picture in the model's layout and dtype, without the batch axis: (3, h, w) or (h, w,
+    3)."""
     letterbox: Letterbox
 
     @property

@@ -1,7 +1,8 @@
 """How a picture was fitted into a model's input, and the way back for boxes and points.
 
 Pure functions on numpy arrays, no state; safe from any thread. Coordinates are continuous: pixel
-column k covers k to k + 1, so a box's width is x2 - x1 and the right edge of the picture is `width`.
+column k covers k to k + 1, so a box's width is x2 - x1 and the right edge of the picture is
+`width`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The contracts of what a pipeline is made of: Source, Stage and Sink.
 
-All three are passive: they make no thread that outlives `close`, and the runner decides which thread
-runs them. One thread calls all methods of one instance, except `Source.interrupt`, which any may call.
-Lifecycle: `open` once, then `read`/`process` any number of times, `flush` at the end of stream (not
-after an abort), then `close`, only if `open` succeeded and safe to repeat. Open-close-open must work.
+All three are passive: they make no thread that outlives `close`, and the runner decides which
+thread runs them. One thread calls all methods of one instance, except `Source.interrupt`, which
+any may call. Lifecycle: `open` once, then `read`/`process` any number of times, `flush` at the end
+of stream (not after an abort), then `close`, only if `open` succeeded and safe to repeat.
+Open-close-open must work.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class SideTrack:
 class SideReader(Protocol):
     """Reads a source's side packets in time order, for one sink, on that sink's thread.
 
-    Every sink gets a reader of its own, so a slow one holds nothing up and nothing has to be buffered.
+    Every sink gets a reader of its own, so a slow one holds nothing up and nothing has to be
+    buffered.
     """
 
     @property
@@ -74,7 +76,8 @@ class SideReader(Protocol):
         ...
 
     def packets(self) -> Iterator[SidePacket]:
-        """Yield the packets of all tracks in the order of the file; ends at the end of the media."""
+        """Yield the packets of all tracks in the order of the file; ends at the end of the
+        media."""
         ...
 
     def close(self) -> None:
@@ -133,7 +136,8 @@ class RunContext:
     live: bool = False
     clock: Clock = field(default_factory=MonotonicClock)
     streams: dict[str, StreamInfo] = field(default_factory=dict)
-    """By name. A stream is in here before its first frame reaches any stage, but not yet at `open`."""
+    """By name. A stream is in here before its first frame reaches any stage, but not yet at
+    `open`."""
     notes: list[str] = field(default_factory=list)
     """Things the user should know that are no failure: printed once, and kept in the report."""
     on_note: Callable[[str], None] | None = None
@@ -202,7 +206,7 @@ class Stage(ABC, Generic[InT, OutT]):
     counters: dict[str, int]
     """For the report, by name: what was cut, skipped or replaced."""
 
-    def open(self, context: RunContext) -> None:  # noqa: B027 - many stages have nothing to open
+    def open(self, context: RunContext) -> None:
         """Load, allocate and warm up; after it, `process` runs at its normal speed."""
 
     @abstractmethod
@@ -213,7 +217,7 @@ class Stage(ABC, Generic[InT, OutT]):
         """Return what was held back. Called once, at the end of stream."""
         return ()
 
-    def close(self) -> None:  # noqa: B027 - many stages have nothing to close
+    def close(self) -> None:
         """Release everything. Idempotent."""
 
 
@@ -240,6 +244,8 @@ class Sink(Stage[Frame, Frame]):
     on_full: str | None = None
     """What this sink's queue does when it is full: "block", "drop_oldest", or None for the mode's
     default (block offline; drop_oldest live, so that a slow sink stalls nobody)."""
+    wants_stop: bool = False
+    """Set by a sink in which the user asked to stop (a closed window): the run then drains."""
 
     @abstractmethod
     def outputs(self) -> Sequence[OutputInfo]:

@@ -38,7 +38,8 @@ class Url:
         self._raw = raw
 
     def reveal(self) -> str:
-        """Return the address with its credentials, for the library that connects. Never print it."""
+        """Return the address with its credentials, for the library that connects. Never print
+        it."""
         return self._raw
 
     @property

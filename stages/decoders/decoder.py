@@ -1,7 +1,8 @@
 """The contract between a graph's numbers and detections, and what recognition may look at.
 
 A decoder is a pure value: made once from the graph's description, safe from any thread. It knows
-nothing of sessions or pictures; preprocessing is data that it declares and the preprocess stage obeys.
+nothing of sessions or pictures; preprocessing is data that it declares and the preprocess stage
+obeys.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GraphInfo:
-    """All that recognition may look at: names, shapes (outputs as seen in a trial run), metadata."""
+    """All that recognition may look at: names, shapes (outputs as seen in a trial run),
+    metadata."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -40,6 +42,7 @@ class GraphInfo:
 
     def summary(self) -> str:
         """Return inputs, outputs and metadata keys in one line, for error messages."""
+
         def show(tensors: tuple[TensorInfo, ...]) -> str:
             return ", ".join(
                 f"{t.name} {t.dtype}[{','.join('?' if d is None else str(d) for d in t.shape)}]"
@@ -52,7 +55,8 @@ class GraphInfo:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a picture becomes a tensor: tensor = (pixel - mean) * scale, per channel, in `pixel_order`."""
+    """How a picture becomes a tensor: tensor = (pixel - mean) * scale, per channel, in
+    `pixel_order`."""
 
     size_wh: tuple[int, int]
     fit: Literal["letterbox", "letterbox_top_left", "stretch"] = "letterbox"

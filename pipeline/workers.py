@@ -1,0 +1,149 @@
+"""The two kinds of threads of a run: one reads a source, the other consumes a queue.
+
+See `segment` for what they have in common and for the promises about failures.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pipeline.errors import SourceError, StageError
+from pipeline.frame import Frame, Item
+from pipeline.limits import Limits, StreamLimit
+from pipeline.metrics import StageMetrics, StreamMetrics
+from pipeline.queue import BoundedQueue, QueueState
+from pipeline.segment import Chain, RunState, Worker
+from pipeline.stage import End, Lost, ReadResult, Source
+
+READ_TIMEOUT_S = 0.5
+"""How long a live source may wait for a frame before the thread looks whether it should stop."""
+
+
+class QueueWorker(Worker):
+    """Takes items from a queue through its chain: stages, or one sink."""
+
+    def __init__(self, name: str, queue: BoundedQueue[Item], state: RunState) -> None:
+        super().__init__(name, state)
+        self.queue = queue
+        self.chain: Chain
+
+    def run(self) -> None:
+        """Open, consume until the end, an abort or a failure, finish in order, close."""
+        try:
+            try:
+                self.chain.open()
+            except StageError as error:
+                self.state.fail(error)
+                self.state.abort()
+                return
+            self.state.arrive()
+            self._consume()
+        finally:
+            self.chain.close()
+
+    def _consume(self) -> None:
+        while True:
+            got = self.queue.get(self.chain.max_size, self.chain.max_wait_s)
+            if got is QueueState.ENDED:
+                self.chain.finish()
+                return
+            if isinstance(got, QueueState):
+                self.chain.abort()
+                return
+            try:
+                self.chain.process(got)
+            except StageError as error:
+                self.state.fail(error)
+                self.queue.abort()  # upstream stops at its next offer
+                self.chain.finish()
+                return
+            if not self.chain.alive:
+                self.queue.abort()
+                self.chain.abort()
+                return
+
+
+class SourceWorker(Worker):
+    """Reads one source through the stages that have no queue before them."""
+
+    def __init__(self, source: Source, state: RunState, limits: Limits, *, only: bool) -> None:
+        super().__init__(f"source {source.name}", state)
+        self.source = source
+        self._only = only
+        self.chain: Chain
+        self.metrics = StageMetrics()
+        self._limit = StreamLimit(limits, live=source.live)
+        self.stream = state.streams.setdefault(source.name, StreamMetrics())
+
+    def run(self) -> None:
+        """Open stages, wait for the others, open the source, read to the end, finish, close."""
+        try:
+            try:
+                self.chain.open()
+            except StageError as error:
+                self.state.fail(error)
+                self.state.abort()
+                return
+            self.state.arrive()
+            self.state.wait_until_open()
+            self._read_all()
+            if self.state.aborted.is_set():
+                self.chain.abort()
+            else:
+                self.chain.finish()
+        finally:
+            self.chain.close()
+
+    def _read_all(self) -> None:
+        if self.state.stopping:
+            return
+        try:
+            info = self.call(self.source.name, "open", lambda: self.source.open(self.state.context))
+        except StageError as error:
+            # A source that was interrupted while it connected did as it was told.
+            if not self.state.stopping:
+                self.state.fail(error)
+                if self._only:
+                    # Nothing will come: finishing would leave empty outputs behind.
+                    self.state.abort()
+            return
+        self.state.context.streams[self.source.name] = info
+        self.stream.epochs = 1
+        try:
+            self._read_frames()
+        except StageError as error:
+            if not (self.state.stopping and error.operation == "read"):
+                self.state.fail(error)
+        finally:
+            try:
+                self.call(self.source.name, "close", self.source.close)
+            except StageError as error:
+                self.state.fail(error)
+
+    def _read_frames(self) -> None:
+        while not self.state.stopping and self.chain.alive:
+            result = self._read()
+            if isinstance(result, Frame):
+                if self._limit.reached_before(result):
+                    return
+                self.stream.frames_in += 1
+                self.stream.epochs = max(self.stream.epochs, result.id.epoch + 1)
+                self.chain.process([result])
+                if self._limit.reached_after(result):
+                    return
+            elif isinstance(result, Lost):
+                self.state.fail(StageError(self.source.name, "read", SourceError(result.reason)))
+                return
+            elif isinstance(result, End):
+                return
+
+    def _read(self) -> ReadResult:
+        wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        result = self.call(self.source.name, "read", lambda: self.source.read(READ_TIMEOUT_S))
+        if isinstance(result, Frame):
+            wall = time.perf_counter_ns() - wall
+            self.metrics.cpu_ns += time.thread_time_ns() - cpu
+            self.metrics.busy_ns += wall
+            self.metrics.items += 1
+            self.metrics.service_ms.add(wall / 1e6)
+        return result

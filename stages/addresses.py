@@ -1,0 +1,127 @@
+"""What the SOURCE and SINK texts of the command line mean: kind and options.
+
+Looks at the text, and asks the file system only whether a source is a folder. Every text that is
+not understood is an error that lists what would be. Safe from any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import UsageError
+from pipeline.problems import did_you_mean
+from pipeline.url import Url
+
+VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm")
+"""Containers that the video sink writes."""
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Pictures that the image source reads."""
+WRITTEN_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png")
+"""Pictures that the image sink writes."""
+
+SOURCE_FORMS: Final = (
+    "a video file, a folder of images, a pattern such as 'shots/*.jpg', a camera number such as 0, "
+    "/dev/video0, or synthetic:shapes"
+)
+SINK_FORMS: Final = (
+    "a video file (.mp4, .mkv, .mov, .webm), a .jsonl file, numbered images such as "
+    "frames/%06d.jpg, window, or null"
+)
+
+_SCHEME: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://")
+_NUMBERED: Final = re.compile(r"%0?\d*d")
+_CAMERA: Final = re.compile(r"(?:/dev/video)?(?P<index>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a text stands for."""
+
+    kind: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    stream: str = ""
+    """A name for the stream, from the address; "" for sinks."""
+
+
+def parse_source(text: str) -> Address:
+    """Return the kind and options of a SOURCE.
+
+    Raises:
+        UsageError: the text stands for nothing that can be read; credentials are masked.
+    """
+    text = text.strip()
+    if camera := _CAMERA.fullmatch(text):
+        device: object = int(text) if text.isdigit() else text
+        return Address("webcam", {"device": device}, f"camera{camera['index']}")
+    if text.startswith("synthetic:"):
+        return _synthetic(text)
+    if scheme := _SCHEME.match(text):
+        if scheme["scheme"].lower() != "file":
+            raise UsageError(
+                f"source '{Url(text)}': {scheme['scheme'].lower()}:// sources are not supported "
+                f"yet in this version; a source is {SOURCE_FORMS}"
+            )
+        text = text[scheme.end() :]
+    if not text:
+        raise UsageError(f"an empty source; expected {SOURCE_FORMS}")
+    path = Path(text)
+    if path.is_dir() or _is_pattern(text) or path.suffix.lower() in IMAGE_SUFFIXES:
+        # The folder names the stream of a pattern: the pattern itself is no name.
+        stem = path.parent.name if _is_pattern(text) else path.resolve().stem
+        return Address("images", {"path": text}, stream_name(stem or "images"))
+    return Address("file", {"path": text}, stream_name(path.stem))
+
+
+def parse_sink(text: str) -> Address:
+    """Return the kind and options of a SINK.
+
+    Raises:
+        UsageError: the text stands for nothing that can be written; credentials are masked.
+    """
+    text = text.strip()
+    if text in ("window", "null"):
+        return Address(text)
+    if scheme := _SCHEME.match(text):
+        raise UsageError(
+            f"sink '{Url(text)}': pushing to {scheme['scheme'].lower()}:// is not supported yet "
+            f"in this version; a sink is {SINK_FORMS}"
+        )
+    suffix = Path(text).suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return Address("video", {"path": text})
+    if suffix == ".jsonl":
+        return Address("jsonl", {"path": text})
+    if suffix in WRITTEN_IMAGE_SUFFIXES:
+        if not _NUMBERED.search(Path(text).name):
+            raise UsageError(
+                f"sink '{text}': image files need a frame number in their name, for example "
+                f"{Path(text).with_name(f'{Path(text).stem}-%06d{suffix}')}"
+            )
+        return Address("images", {"path": text})
+    hint = did_you_mean(text, ("window", "null"))
+    if not hint and suffix:
+        hint = did_you_mean(suffix, (*VIDEO_SUFFIXES, ".jsonl", *WRITTEN_IMAGE_SUFFIXES))
+    told = f"extension '{suffix}' is not known" if suffix else "not a known output"
+    raise UsageError(f"sink '{text}': {told}{hint or ';'} a sink is {SINK_FORMS}")
+
+
+def stream_name(text: str) -> str:
+    """Return `text` as a stream name: letters, digits, '_', '.' and '-', at least one."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "stream"
+
+
+def _is_pattern(text: str) -> bool:
+    # A file whose name has brackets, as downloads often do, is a file and not a pattern.
+    return any(sign in text for sign in "*?[") and not Path(text).exists()
+
+
+def _synthetic(text: str) -> Address:
+    from stages.sources.synthetic import parse_uri
+
+    config = parse_uri(text)
+    scene = text.removeprefix("synthetic:").partition("?")[0]
+    return Address("synthetic", config.model_dump(exclude_unset=True), stream_name(scene))
