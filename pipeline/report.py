@@ -263,3 +263,10 @@ def _clean(value: object) -> object:
     if isinstance(value, dict):
         return {redact(str(key)): _clean(item) for key, item in value.items()}
     return value
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    sys.stdout.write(json.dumps(Report.model_json_schema(), indent=2) + "\n")

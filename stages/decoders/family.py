@@ -193,9 +193,12 @@ def candidates(
 
 def check_class_ids(kind: str, class_id: I64, class_count: int) -> None:
     """Raise ModelError where a graph that has its own class ids uses one that has no name."""
-    if len(class_id) and not (0 <= int(class_id.min()) and int(class_id.max()) < class_count):
+    if not len(class_id):
+        return
+    low, high = int(class_id.min()), int(class_id.max())
+    if low < 0 or high >= class_count:
         raise ModelError(
-            f"{kind}: the graph gave class {int(class_id.min())}..{int(class_id.max())}, but there "
+            f"{kind}: the graph gave class ids {low}..{high}, but there "
             f"are names for 0..{class_count - 1}: give class_names that cover all its classes"
         )
 

@@ -6,7 +6,7 @@ file.
 
 from __future__ import annotations
 
-COCO_80: tuple[str, ...] = tuple(
+_COCO = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,"
     "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,"
     "backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
@@ -14,8 +14,9 @@ COCO_80: tuple[str, ...] = tuple(
     "banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
     "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
     "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,"
-    "toothbrush".split(",")
+    "toothbrush"
 )
+COCO_80: tuple[str, ...] = tuple(_COCO.split(","))
 """The 80 classes of COCO 2017 without gaps, as the YOLO family numbers them: 0 is person."""
 
 # COCO's own ids run to 90; these ten were never used in a released annotation.
@@ -33,10 +34,11 @@ COCO_90: tuple[str, ...] = _with_gaps()
 COCO_91: tuple[str, ...] = ("__background__", *COCO_90)
 """COCO's own ids with the background at 0: 1 is person, as torchvision numbers them."""
 
-VOC_20: tuple[str, ...] = tuple(
+_VOC = (
     "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,"
-    "person,pottedplant,sheep,sofa,train,tvmonitor".split(",")
+    "person,pottedplant,sheep,sofa,train,tvmonitor"
 )
+VOC_20: tuple[str, ...] = tuple(_VOC.split(","))
 """The 20 classes of Pascal VOC in alphabetical order."""
 
 VOC_21: tuple[str, ...] = ("__background__", *VOC_20)

@@ -75,7 +75,9 @@ class _DistributionDecoder(Family):
                 raise cls.misfit(graph, f"output {info.name!r} has another shape")
             tables[shape[0], shape[1]] = info
         if len(graph.outputs) != 2 * len(strides) or len(tables) != len(graph.outputs):
-            raise cls.misfit(graph, f"two outputs for each of the {len(strides)} strides are needed")
+            raise cls.misfit(
+                graph, f"two outputs for each of the {len(strides)} strides are needed"
+            )
         columns = {column for _, column in tables}
         box = _box_columns(columns, class_count)
         if box is None or {row for row, _ in tables} != set(rows):

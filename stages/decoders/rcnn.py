@@ -58,7 +58,9 @@ class RcnnDecoder(Family):
         labels = [o for o in graph.outputs if len(o.shape) == 1 and o.dtype == "int64"]
         scores = [o for o in graph.outputs if len(o.shape) == 1 and o.dtype.startswith("float")]
         masks = [o for o in graph.outputs if len(o.shape) == 4]
-        if [len(boxes), len(labels), len(scores)] != [1, 1, 1] or len(graph.outputs) > 3 + len(masks):
+        if [len(boxes), len(labels), len(scores)] != [1, 1, 1] or len(graph.outputs) > 3 + len(
+            masks
+        ):
             raise cls.misfit(graph, "its outputs cannot be told apart as boxes, labels and scores")
         return cls(
             boxes[0].name,
@@ -70,7 +72,7 @@ class RcnnDecoder(Family):
 
     @classmethod
     def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
-        """Return the reason: the three outputs have no batch axis, and one of them whole numbers."""
+        """Return the reason: three outputs without batch axis, one of them whole numbers."""
         return f"boxes, whole-number labels and scores as torchvision gives them ({cls.form})"
 
     def usual(self, size_wh: tuple[int, int]) -> Preprocessing:

@@ -167,7 +167,8 @@ def _find_finished(graph: GraphInfo) -> _Finished | None:
         return None
     if by_name[names[0]].shape[-1] != 4:
         return None
-    return _Finished(*(by_name[name].name for name in names), first_class=first_class)
+    boxes, classes, scores, count = (by_name[name].name for name in names)
+    return _Finished(boxes, classes, scores, count, first_class)
 
 
 _TF_PARTS = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")

@@ -48,7 +48,11 @@ class YoloEnd2EndDecoder(Family):
         """Return the decoder for this graph; COCO's 80 classes where no names are known."""
         flat = [info for info in graph.outputs if len(info.shape) in (2, 3)]
         prototypes = [info for info in graph.outputs if len(info.shape) == 4]
-        if len(flat) != 1 or len(prototypes) > 1 or len(flat) + len(prototypes) < len(graph.outputs):
+        if (
+            len(flat) != 1
+            or len(prototypes) > 1
+            or len(flat) + len(prototypes) < len(graph.outputs)
+        ):
             raise cls.misfit(graph, f"it has {len(graph.outputs)} outputs")
         coefficients = (prototypes[0].shape[1] or 0) if prototypes else 0
         shape = shape_without_batch(flat[0], 2)

@@ -74,7 +74,9 @@ class Yolov5Decoder(Family):
         """Return the reason: three anchors a cell, which the anchor-free relatives do not have."""
         rows = next(info.shape[-2] for info in graph.outputs if len(info.shape) in (2, 3))
         if rows in {_ANCHORS_PER_CELL * sum(grid_rows(size_wh, s)) for s in _STRIDES}:
-            return f"{rows} rows are three anchors for each cell of a {size_wh[0]}x{size_wh[1]} input"
+            return (
+                f"{rows} rows are three anchors for each cell of a {size_wh[0]}x{size_wh[1]} input"
+            )
         return None
 
     def usual(self, size_wh: tuple[int, int]) -> Preprocessing:

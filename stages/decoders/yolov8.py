@@ -59,7 +59,11 @@ class Yolov8Decoder(Family):
         strides = (whole_numbers(options, "strides", ()),) if "strides" in options else _STRIDES
         flat = [info for info in graph.outputs if len(info.shape) in (2, 3)]
         prototypes = [info for info in graph.outputs if len(info.shape) == 4]
-        if len(flat) != 1 or len(prototypes) > 1 or len(flat) + len(prototypes) < len(graph.outputs):
+        if (
+            len(flat) != 1
+            or len(prototypes) > 1
+            or len(flat) + len(prototypes) < len(graph.outputs)
+        ):
             raise cls.misfit(graph, f"it has {len(graph.outputs)} outputs")
         shape = shape_without_batch(flat[0], 2)
         coefficients = (prototypes[0].shape[1] or 0) if prototypes else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
 
 from pydantic import Field
 
@@ -19,9 +18,6 @@ from pipeline.stage import OutputInfo, RunContext, Sink
 from stages.sinks import paths
 from stages.sinks.record import record_line
 
-FLUSH_NS: Final = 500_000_000
-"""Lines reach the operating system at least this often while frames come: a kill loses little."""
-
 
 class JsonlSinkConfig(Config):
     """Where the lines go."""
@@ -31,52 +27,35 @@ class JsonlSinkConfig(Config):
 
 
 class _Lines:
-    """One open file."""
+    """One open file. Every line goes to the operating system at once (a few microseconds): a kill
+    loses none, also where the next frame is long in coming."""
 
     def __init__(self, path: str, sink: str) -> None:
         self.path = path
         self._sink = sink
         self.frames = 0
         self.bytes = 0
-        self.flushed_ns: int | None = None
         try:
-            # Unbuffered below our own list: after a failed write nothing is left to fail again in close.
-            self._file: BinaryIO | None = Path(path).open("wb", buffering=0)
+            self._file = Path(path).open("wb", buffering=0)
         except OSError as error:
             raise SinkError(f"{sink}: cannot create {path}: {error.strerror}") from error
-        self._pending: list[bytes] = []
 
-    def add(self, line: str, now_ns: int) -> None:
-        self._pending.append(line.encode() + b"\n")
-        self.frames += 1
-        if self.flushed_ns is None or now_ns - self.flushed_ns >= FLUSH_NS:
-            self.flushed_ns = now_ns
-            self.write()
-
-    def write(self) -> None:
-        """Hand everything pending to the operating system."""
-        data = memoryview(b"".join(self._pending))
-        self._pending.clear()
+    def add(self, line: str) -> None:
+        data = memoryview(line.encode() + b"\n")
         try:
-            while data and self._file is not None:
+            while data:
                 written = self._file.write(data)
                 self.bytes += written
                 data = data[written:]
         except OSError as error:
-            whole = self.bytes
             raise SinkError(
-                f"{self._sink}: writing {self.path} failed after {whole} bytes: {error.strerror}; "
-                "the lines written so far are intact (the last one may be cut)"
+                f"{self._sink}: writing {self.path} failed after {self.frames} lines: "
+                f"{error.strerror}; those lines are intact (a cut one may follow them)"
             ) from error
+        self.frames += 1
 
     def close(self) -> None:
-        """Write what is pending and close; idempotent."""
-        if self._file is not None:
-            try:
-                self.write()
-            finally:
-                self._file.close()
-                self._file = None
+        self._file.close()
 
 
 class JsonlSink(Sink):
@@ -105,7 +84,7 @@ class JsonlSink(Sink):
         for frame in items:
             path = paths.for_stream(self.config.path, frame.id.stream)
             lines = self._files.get(path) or self._create(path)
-            lines.add(record_line(frame), self._context.clock.now_ns())
+            lines.add(record_line(frame))
         return ()
 
     def flush(self) -> Sequence[Frame]:
@@ -119,15 +98,9 @@ class JsonlSink(Sink):
         return ()
 
     def close(self) -> None:
-        """Write what is pending and close the files."""
-        first: SinkError | None = None
+        """Close the files."""
         for lines in self._files.values():
-            try:
-                lines.close()
-            except SinkError as error:
-                first = first or error
-        if first is not None:
-            raise first
+            lines.close()
 
     def outputs(self) -> Sequence[OutputInfo]:
         """Return one entry a file."""

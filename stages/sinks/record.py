@@ -71,9 +71,7 @@ class DetectionsHash:
         return self._hash.hexdigest()
 
 
-def _detection_records(
-    detections: Detections, size_wh: tuple[int, int]
-) -> list[dict[str, object]]:
+def _detection_records(detections: Detections, size_wh: tuple[int, int]) -> list[dict[str, object]]:
     # + 0.0 turns -0.0 into 0.0: equal numbers must be equal bytes.
     boxes = (np.round(detections.xyxy.astype(np.float64), PIXEL_DIGITS) + 0.0).tolist()
     scores = (np.round(detections.score.astype(np.float64), SCORE_DIGITS) + 0.0).tolist()

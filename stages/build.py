@@ -1,0 +1,215 @@
+"""From a plan to the objects that run, and the checks of what the disk holds before they do.
+
+`check_files` looks at paths and creates nothing; `build` loads the model and makes the sources,
+stages and sinks. Used before a run, by one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline.errors import RackfocusError, UsageError
+from pipeline.problems import Problems, did_you_mean
+from pipeline.stage import RunContext, Sink, Source, Stage
+from stages.plan import Part, Plan
+from stages.sinks import paths
+
+if TYPE_CHECKING:
+    from stages.model import LoadedModel
+
+_ONE_FILE_A_STREAM: Final = frozenset({"video", "images"})
+"""Sinks whose files hold one stream; a .jsonl file says the stream on every line."""
+
+_GLOB_SIGNS: Final = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a pipeline is made of."""
+
+    sources: tuple[Source, ...]
+    stages: tuple[Stage[Any, Any], ...]
+    sinks: tuple[Sink, ...]
+    live: bool
+    model: LoadedModel | None
+    """The model of the first infer stage; None where the chain has none."""
+
+
+def check_files(plan: Plan, problems: Problems) -> None:
+    """Check sources, model, outputs and report against the disk.
+
+    Args:
+        plan: the run.
+        problems: receives what is missing, in the way, or written twice.
+    """
+    for part in plan.sources:
+        _check_source(part, problems)
+    for part in plan.stages:
+        if part.kind.name == "infer":
+            _check_model(part, plan, problems)
+    written: dict[str, str] = {}
+    for part in plan.sinks:
+        path = _path(part)
+        if path is not None:
+            where = _place(part, plan, "path")
+            _check_sink(part, path, plan, where, problems)
+            _claim(written, path, f"sink '{part.name}'", where, problems)
+    report = plan.settings.report
+    if report is not None:
+        where = plan.origins.where(("report",))
+        try:
+            # A report belongs to its run and is replaced by the next one's, so it needs no flag.
+            paths.check_target(report, overwrite=True, sink="report")
+        except RackfocusError as error:
+            problems.add(where, str(error))
+        for part in plan.sources:
+            _check_not_source(report, part, "report", where, problems)
+        _claim(written, report, "the report", where, problems)
+
+
+def build(plan: Plan, context: RunContext) -> Built:
+    """Make the objects of a run; the model is loaded, nothing else is opened.
+
+    Args:
+        plan: the run.
+        context: receives the notes of loading the model.
+
+    Raises:
+        UsageError: live and finite sources are mixed and the mode was not said.
+        ModelError: the model cannot be read, recognised, or run on the device asked for.
+    """
+    sources = tuple(_construct(part) for part in plan.sources)
+    live = _is_live(plan, sources)
+    context.live = live
+    stages, model = _build_stages(plan.stages, context)
+    return Built(sources, stages, tuple(_construct(part) for part in plan.sinks), live, model)
+
+
+def _construct(part: Part, *extra: object) -> Any:  # noqa: ANN401 - by role, see Kind
+    return part.kind.component_class()(part.config, part.name, *extra)
+
+
+def _is_live(plan: Plan, sources: Sequence[Source]) -> bool:
+    mode = plan.settings.mode
+    if mode != "auto":
+        return mode == "live"
+    live = [source.name for source in sources if source.live]
+    finite = [source.name for source in sources if not source.live]
+    if live and finite:
+        raise UsageError(
+            f"'{live[0]}' is live and '{finite[0]}' is not: say --offline to process every frame, "
+            "or --live to drop frames rather than lag (in YAML: mode)"
+        )
+    return bool(live)
+
+
+def _build_stages(
+    parts: Sequence[Part], context: RunContext
+) -> tuple[tuple[Stage[Any, Any], ...], LoadedModel | None]:
+    """Make the chain; a stage around `infer` shares the model of the one it belongs to."""
+    models: dict[int, LoadedModel] = {}
+    for index, part in enumerate(parts):
+        if part.kind.name == "infer":
+            from stages.model import load_model
+
+            models[index] = load_model(part.config, context.note)
+    stages = []
+    for index, part in enumerate(parts):
+        if not part.kind.needs_model:
+            stages.append(_construct(part))
+            continue
+        # The order check has made sure that an infer stage comes before nms, after preprocess.
+        before = [i for i in models if i <= index]
+        after = [i for i in models if i >= index]
+        owner = after[0] if part.kind.name == "preprocess" else before[-1]
+        stages.append(_construct(part, models[owner]))
+    return tuple(stages), next(iter(models.values()), None)
+
+
+def _path(part: Part) -> str | None:
+    value = getattr(part.config, "path", None)
+    return None if value is None else str(value)
+
+
+def _place(part: Part, plan: Plan, option: str) -> str:
+    return plan.origins.where(part.component.option_path(option))
+
+
+def _check_source(part: Part, problems: Problems) -> None:
+    text = _path(part)
+    if text is None:
+        return
+    path, where = Path(text), part.where
+    if part.kind.name == "images" and any(sign in text for sign in _GLOB_SIGNS):
+        if not path.exists() and not any(_glob(path)):
+            problems.add(where, f"source '{text}': no file fits the pattern (in {Path.cwd()})")
+        return
+    if path.exists():
+        if part.kind.name == "file" and path.is_dir():
+            problems.add(where, f"source '{text}' is a folder; the kind for it is images")
+        elif part.kind.name == "file" and path.is_file() and path.stat().st_size == 0:
+            problems.add(where, f"source '{text}' is an empty file (0 bytes)")
+        return
+    siblings: list[str] = []
+    if path.parent.is_dir():
+        siblings = [sibling.name for sibling in path.parent.iterdir()]
+    near = did_you_mean(path.name, siblings)
+    if not path.is_absolute():
+        near += f" (looked in {Path.cwd()})"
+    problems.add(where, f"source '{text}': no such file{near}")
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    return root.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern))
+
+
+def _check_model(part: Part, plan: Plan, problems: Problems) -> None:
+    from stages.model import resolve_model
+
+    name = getattr(part.config, "model", None)
+    if name is None:
+        return
+    try:
+        resolve_model(str(name))
+    except RackfocusError as error:
+        problems.add(_place(part, plan, "model"), str(error))
+
+
+def _check_sink(part: Part, path: str, plan: Plan, where: str, problems: Problems) -> None:
+    streams = [source.name for source in plan.sources]
+    label = f"sink '{part.name}'"
+    try:
+        if part.kind.name in _ONE_FILE_A_STREAM:
+            paths.check_streams(path, streams, sink=label)
+        for target in dict.fromkeys(paths.for_stream(path, stream) for stream in streams):
+            paths.check_target(
+                target, overwrite=bool(getattr(part.config, "overwrite", False)), sink=label
+            )
+    except RackfocusError as error:
+        problems.add(where, str(error))
+    for source in plan.sources:
+        _check_not_source(path, source, label, where, problems)
+
+
+def _check_not_source(path: str, source: Part, label: str, where: str, problems: Problems) -> None:
+    read = _path(source)
+    if read is None:
+        return
+    target = paths.for_stream(path, source.name)
+    if Path(target).resolve() == Path(read).resolve():
+        problems.add(
+            where,
+            f"{label}: {target} is the input '{source.name}'; writing would destroy it; "
+            "choose another path for the output",
+        )
+
+
+def _claim(written: dict[str, str], path: str, label: str, where: str, problems: Problems) -> None:
+    key = str(Path(path).resolve())
+    if key in written:
+        problems.add(where, f"{label} and {written[key]} both write {path}; give each its own file")
+    written.setdefault(key, label)

@@ -1,0 +1,112 @@
+"""The overlay against pictures that a person has looked at.
+
+To change them: `pytest tests/golden --update-golden`, then look at every PNG that differs.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.detections import Detections, Mask
+from pipeline.frame import Caption, Frame, FrameId, FrameTime
+from pipeline.stage import RunContext
+from stages.overlay import OverlayConfig, OverlayStage
+
+HERE = Path(__file__).parent
+NAMES = ("person", "bicycle", "사람", "行人", "пешеход", "a name that is much too long to be shown")
+
+# Bars and tints are exact integers; only glyphs may differ where another build rasterises text with
+# other SIMD code. 40 dB lets every text pixel of these pictures be off by about 8 of 255, and fails on
+# one different digit (about 36 dB), a line moved by one pixel (34 dB) or a missing label (27 dB).
+MIN_PSNR_DB = 40.0
+
+
+class StillClock:
+    def now_ns(self):
+        return 42_000_000
+
+    def sleep(self, seconds):
+        pass
+
+
+def picture(w, h):
+    """Dark to light from left to right, with a checked lower half: each ground a box may meet."""
+    image = np.repeat(np.linspace(0, 255, w).astype(np.uint8)[None, :, None], h, 0).repeat(3, 2)
+    rows, columns = np.mgrid[h // 2 : h, :w]
+    image[h // 2 :] = np.where((rows // 16 + columns // 16) % 2, 230, 30)[..., None]
+    return image
+
+
+def scene(w, h, *, masks=False, tracks=False, caption=""):
+    boxes = np.array(
+        [
+            (0.05, 0.20, 0.30, 0.80),
+            (0.25, 0.30, 0.55, 0.95),
+            (0.62, 0.02, 0.80, 0.40),
+            (0.70, 0.25, 1.10, 0.60),
+            (0.60, 0.65, 0.72, 0.85),
+            (0.85, 0.75, 0.97, 0.98),
+        ],
+        np.float32,
+    ) * np.array([w, h, w, h], np.float32)
+    crops = []
+    for x1, y1, x2, y2 in boxes.astype(int).tolist():
+        rows, columns = np.mgrid[-1 : 1 : (y2 - y1) * 1j, -1 : 1 : (x2 - x1) * 1j]
+        crops.append(Mask(x1, y1, rows**2 + columns**2 < 0.8))
+    found = Detections(
+        xyxy=boxes,
+        score=np.linspace(0.95, 0.3, 6).astype(np.float32),
+        class_id=np.arange(6),
+        class_names=NAMES,
+        masks=tuple(crops) if masks else None,
+        track_id=np.array([1, 2, -1, 40, 5, -1]) if tracks else None,
+    )
+    identity = FrameId("street", 0, 1234)
+    captions = (Caption(caption, "test", identity),) if caption else ()
+    time = FrameTime(0, 123_456, Fraction(1, 15360))
+    return Frame(identity, time, picture(w, h), found, captions=captions)
+
+
+CASES = {
+    "boxes_320x240": ((320, 240), {}, {}),
+    "boxes_640x360": ((640, 360), {}, {}),
+    "all_640x480": (
+        (640, 480),
+        {"show": ("stream", "frame", "time", "fps", "age")},
+        {
+            "masks": True,
+            "tracks": True,
+            "caption": "Two people cross a street while a cyclist waits; 한 남자가 길을 건넌다.",
+        },
+    ),
+    "small_96x72": ((96, 72), {"thickness": 1}, {}),
+}
+
+
+def psnr_db(a, b):
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_overlay_looks_as_reviewed(name, request, tmp_path):
+    size_wh, config, contents = CASES[name]
+    stage = OverlayStage(OverlayConfig(**config), "overlay")
+    stage.open(RunContext(clock=StillClock()))
+    (result,) = stage.process([scene(*size_wh, **contents)])
+    path = HERE / f"overlay_{name}.png"
+    # The plugin that adds the option is read only when this folder is named on the command line.
+    if request.config.getoption("--update-golden", default=False):
+        cv2.imwrite(str(path), result.image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    reference = cv2.imread(str(path))
+    assert reference is not None, f"{path} is missing: run with --update-golden and review it"
+    assert reference.shape == result.image.shape
+    psnr = psnr_db(reference, result.image)
+    if psnr < MIN_PSNR_DB:
+        cv2.imwrite(str(tmp_path / path.name), result.image)
+    assert psnr >= MIN_PSNR_DB, f"{psnr:.1f} dB; see {tmp_path / path.name}"
