@@ -166,7 +166,7 @@ class Canvas:
         self._frame(left, top, right, bottom, line, color)
 
     def label(self, edges: Edges, text: str, color: Color, tail: str = "") -> bool:
-        """Write `text` and `tail` at a box, where they cover no other text if there is such a place.
+        """Write `text` and `tail` at a box, where they cover no other text if there is a place.
 
         A long text is shortened to half the picture's width; the tail (a score) always stays.
 

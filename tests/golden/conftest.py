@@ -7,5 +7,5 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-golden",
         action="store_true",
-        help="write the outputs of this run as the new references; review the difference before use",
+        help="write the outputs of this run as the new references, to be reviewed",
     )

@@ -267,7 +267,7 @@ def test_colors_are_stable_and_differ_between_neighbours():
     colors = [drawing.color_of(i) for i in range(60)]
     assert len(set(colors)) == 60
     assert colors[0] == (75, 75, 255)  # BGR of 0xFF4B4B: class 0 stays red from release to release
-    assert all(max(abs(p - q) for p, q in zip(a, b, strict=True)) > 60 for a, b in pairwise(colors))
+    assert all(max(abs(p - q) for p, q in zip(a, b, strict=True)) > 50 for a, b in pairwise(colors))
     assert drawing.color_of(60) == colors[0]
 
 
@@ -339,12 +339,8 @@ def figures_of(stage, item):
 def test_header_figures():
     clock = FixedClock(5 * SECOND + 42_900_000)
     stage = opened(clock, show=("stream", "frame", "time", "fps", "age"))
-    item = frame(time_base=None) if False else frame()
-    item = replace(item, time=FrameTime(5 * SECOND, 3723_004, Fraction(1, 1000)))
-    assert figures_of(stage, item) == ["cam", "frame 7", "1:02:03.004", "time --"][:3] + [
-        "-- fps",
-        "age 42 ms",
-    ]
+    item = replace(frame(), time=FrameTime(5 * SECOND, 3723_004, Fraction(1, 1000)))
+    assert figures_of(stage, item) == ["cam", "frame 7", "1:02:03.004", "-- fps", "age 42 ms"]
     clock.sleep(12)
     later = replace(item, id=FrameId("cam", 2, 8), time=FrameTime(5 * SECOND, None, Fraction(1)))
     assert figures_of(stage, later) == ["cam", "frame 2:8", "time --", "0.1 fps", "age 12.0 s"]

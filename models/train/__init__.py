@@ -1,0 +1,1 @@
+"""Recipes that train the project's own models: `python -m models.train NAME`."""
