@@ -270,8 +270,8 @@ class Yolo(nn.Module):
             images: (b, 3, h, w) float32; h and w multiples of 32.
 
         Returns:
-            (b, n, 5 + classes): centre x, centre y, width, height in pixels of the input, then the logits
-            of objectness and classes; cells row by row, finest map first.
+            (b, n, 5 + classes): centre x, centre y, width, height in pixels of the input, then the
+            logits of objectness and classes; cells row by row, finest map first.
         """
         rows = []
         for stride, part in zip(STRIDES, self.head(self.backbone(images)), strict=True):

@@ -35,12 +35,14 @@ class Origins:
 
     def where(self, path: KeyPath) -> str:
         """Return the place of the value at `path`, or of the nearest around it; "" if unknown."""
+        # A flag replaces what the file says there and below, so flags are asked first.
         for end in range(len(path), 0, -1):
             if path[:end] in self._told:
                 return self._told[path[:end]]
-            if self._document is not None and path[:end] in self._document.lines:
-                return self._document.where(path[:end])
-        return "" if self._document is None else self._document.name
+        if self._document is None:
+            return ""
+        known = any(path[:end] in self._document.lines for end in range(len(path), 0, -1))
+        return self._document.where(path) if known else self._document.name
 
 
 class Problems:

@@ -20,7 +20,7 @@ VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm")
 """Containers that the video sink writes."""
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Pictures that the image source reads."""
-WRITTEN_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png")
+WRITTEN_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 """Pictures that the image sink writes."""
 
 SOURCE_FORMS: Final = (

@@ -185,7 +185,10 @@ def _check_sink(part: Part, path: str, plan: Plan, where: str, problems: Problem
     try:
         if part.kind.name in _ONE_FILE_A_STREAM:
             paths.check_streams(path, streams, sink=label)
-        for target in dict.fromkeys(paths.for_stream(path, stream) for stream in streams):
+        targets = dict.fromkeys(paths.for_stream(path, stream) for stream in streams)
+        for target in targets:
+            if part.kind.name == "images":
+                target %= 0  # the series must not start on files that exist
             paths.check_target(
                 target, overwrite=bool(getattr(part.config, "overwrite", False)), sink=label
             )
@@ -200,7 +203,10 @@ def _check_not_source(path: str, source: Part, label: str, where: str, problems:
     if read is None:
         return
     target = paths.for_stream(path, source.name)
-    if Path(target).resolve() == Path(read).resolve():
+    one, other = Path(target), Path(read)
+    # samefile sees hard links too, but needs both to exist.
+    same = one.exists() and other.exists() and one.samefile(other)
+    if same or one.resolve() == other.resolve():
         problems.add(
             where,
             f"{label}: {target} is the input '{source.name}'; writing would destroy it; "

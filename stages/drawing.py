@@ -162,8 +162,13 @@ class Canvas:
         outside = line // 2
         left, top = max(left - outside, 0), max(top - outside, 0)
         right, bottom = min(right + outside, self.width), min(bottom + outside, self.height)
-        self._frame(left - rim, top - rim, right + rim, bottom + rim, line + 2 * rim, _RIM)
-        self._frame(left, top, right, bottom, line, color)
+        # Rings of one pixel from the outside in: exact edges, sharp corners, and half the time of
+        # filled bars or of thick lines, which cv2 draws as polygons with round ends.
+        for inset in range(-rim, line + rim):
+            ring = color if 0 <= inset < line else _RIM
+            start, end = (left + inset, top + inset), (right - 1 - inset, bottom - 1 - inset)
+            if end[0] >= start[0] and end[1] >= start[1]:
+                cv2.rectangle(self.image, start, end, ring, 1)
 
     def label(self, edges: Edges, text: str, color: Color, tail: str = "") -> bool:
         """Write `text` and `tail` at a box, where they cover no other text if there is a place.
@@ -301,14 +306,6 @@ class Canvas:
 
     def _take(self, x: int, y: int, width: int, height: int) -> None:
         self._cells(x, y, width, height)[...] = 1
-
-    def _frame(self, left: int, top: int, right: int, bottom: int, line: int, color: Color) -> None:
-        # Four filled bars: sharp corners and exact edges, and half the time of cv2.rectangle's
-        # thick lines, which are drawn as polygons with round ends.
-        self._fill(left, top, right, top + line, color)
-        self._fill(left, bottom - line, right, bottom, color)
-        self._fill(left, top, left + line, bottom, color)
-        self._fill(right - line, top, right, bottom, color)
 
     def _fill(self, left: int, top: int, right: int, bottom: int, color: Color) -> None:
         cv2.rectangle(self.image, (left, top), (right - 1, bottom - 1), color, cv2.FILLED)

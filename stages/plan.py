@@ -21,6 +21,7 @@ from pipeline.problems import Origins, Problems, did_you_mean, explain, show
 from pipeline.schema import Assignment, Component, RunConfig, Settings
 from stages.addresses import SINK_FORMS, SOURCE_FORMS, Address, parse_sink, parse_source
 from stages.catalog import STAGES, TABLES, Kind, Role
+from stages.sinks.window import has_display
 
 SYNTHETIC_MODEL: Final = "shapes"
 """The shipped model, trained on the synthetic scenes; the default where all sources are such."""
@@ -150,15 +151,8 @@ def _drafts(
     return found
 
 
-def has_display() -> bool:
-    """Return whether a window could be shown, by what the desktop says."""
-    if sys.platform in ("win32", "darwin"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
 def _default_sink(problems: Problems) -> _Draft | None:
-    if not has_display():
+    if not has_display(os.environ, sys.platform):
         problems.add(
             "",
             "no output, and no screen for a window: add -o SINK (in YAML: sinks), for example "

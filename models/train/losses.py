@@ -70,7 +70,8 @@ def assign(
     Args:
         xyxy: (b, n, 4) predicted boxes.
         logits: (b, n, 1 + c) objectness and classes.
-        boxes: (b, g, 4) true boxes; `kinds` (b, g) their classes, `real` (b, g) which are not filling.
+        boxes: (b, g, 4) true boxes; `kinds` (b, g) their classes, `real` (b, g) false where
+            a row only fills up.
         centres: (n, 2) of the cells; `strides` (n,).
 
     Returns:
@@ -79,9 +80,10 @@ def assign(
     middle = (boxes[..., :2] + boxes[..., 2:]) / 2
     apart = (centres - middle[:, :, None]).abs().amax(-1)
     near = apart < _CENTRE_CELLS * strides
-    inside = torch.cat(
-        (centres - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centres), -1
-    ).amin(-1) > 0
+    inside = (
+        torch.cat((centres - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centres), -1).amin(-1)
+        > 0
+    )
     possible = (near | inside) & real[..., None]
     iou, _ = pair_iou(boxes[:, :, None], xyxy[:, None])
     iou = torch.where(possible, iou, 0.0)
@@ -109,8 +111,8 @@ def detection_loss(
         boxes: (b, g, 4) xyxy in input pixels; `kinds` (b, g); `real` (b, g) bool.
         input_hw: the input's height and width.
 
-    Objectness is trained towards the IoU that the cell reaches, so that the score ranks boxes by how
-    well they fit, which is what the stricter IoU thresholds of mAP reward.
+    Objectness is trained towards the IoU that the cell reaches, so that the score ranks boxes by
+    how well they fit, which is what the stricter IoU thresholds of mAP reward.
     """
     centres, strides = cell_centres(*input_hw, rows.device)
     half = rows[..., 2:4] / 2

@@ -1,7 +1,7 @@
 """Training pictures of the synthetic scene: drawn once, kept as model-sized uint8.
 
-The shares of sizes, object counts and degradations are part of the recipe; evaluation draws the plain
-default scene. Everything follows from the seeds.
+The shares of sizes, object counts and degradations are part of the recipe; evaluation draws the
+plain default scene. Everything follows from the seeds.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.geometry import F32, Letterbox
+from stages.decoders.decoder import Preprocessing
+from stages.fitting import plan
 from stages.sources.scenes import ShapesScene
 
 U8 = NDArray[np.uint8]
 
 MODEL_WH = (512, 288)
 """16:9 like the scene, so that no input is spent on padding, and whole cells of stride 32."""
-PAD_VALUE = 114
+PREPROCESSING = Preprocessing(
+    size_wh=MODEL_WH, pixel_order="rgb", scale=(1 / 255, 1 / 255, 1 / 255)
+)
+"""How pictures become inputs, in training and in the exported file alike."""
 TRAIN_SEED = 1_000_000
 """First scene seed of training. Seeds below are never trained on: they are for measuring."""
 MAX_BOXES = 32
@@ -48,27 +53,19 @@ class ShapesData:
         return len(self.images)
 
 
-def letterbox(image: U8, model_wh: tuple[int, int]) -> tuple[U8, Letterbox]:
-    """Fit a picture into the model's input: aspect kept, centred, gray padding.
-
-    Args:
-        image: (h, w, 3) uint8 BGR.
-        model_wh: input size.
+def letterbox(image: U8) -> tuple[U8, Letterbox]:
+    """Fit a (h, w, 3) uint8 BGR picture into the input as `PREPROCESSING` says; values stay 0..255.
 
     Returns:
         (model h, model w, 3) uint8 RGB, and how it was fitted.
     """
     height, width = image.shape[:2]
-    scale = min(model_wh[0] / width, model_wh[1] / height)
-    inner = round(width * scale), round(height * scale)
-    left, top = (model_wh[0] - inner[0]) // 2, (model_wh[1] - inner[1]) // 2
-    canvas: U8 = np.full((model_wh[1], model_wh[0], 3), PAD_VALUE, np.uint8)
+    place = plan((width, height), PREPROCESSING)
+    (left, top), inner = place.left_top, place.resized_wh
+    canvas: U8 = np.full((MODEL_WH[1], MODEL_WH[0], 3), PREPROCESSING.pad_value, np.uint8)
     small = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
     canvas[top : top + inner[1], left : left + inner[0]] = small[..., ::-1]
-    fit = Letterbox(
-        (inner[0] / width, inner[1] / height), (left, top), (width, height), model_wh
-    )
-    return canvas, fit
+    return canvas, place.letterbox
 
 
 def draw_training_set(count: int, seed: int) -> ShapesData:
@@ -78,18 +75,18 @@ def draw_training_set(count: int, seed: int) -> ShapesData:
     boxes = np.zeros((count, MAX_BOXES, 4), np.float32)
     kinds = np.zeros((count, MAX_BOXES), np.int64)
     counts = np.zeros(count, np.int64)
-    sizes, shares = zip(*_SIZES, strict=True)
+    shares = [share for _, share in _SIZES]
     for index in range(count):
         if index % _FRAMES_PER_SCENE == 0:
             number = TRAIN_SEED + seed * 100_000 + index // _FRAMES_PER_SCENE
-            size = sizes[rng.choice(len(sizes), p=shares)]
+            size = _SIZES[int(rng.choice(len(_SIZES), p=shares))][0]
             scene = ShapesScene(number, size, int(rng.integers(4, 19)))
         time_s = (index % _FRAMES_PER_SCENE) * _SECONDS_APART + rng.uniform(0, 5)
         image, truth = scene.draw(int(rng.integers(1 << 24)), time_s)
         found = truth.detections
         if rng.random() < 0.3:
             image = _degrade(image, rng)
-        images[index], fit = letterbox(image, MODEL_WH)
+        images[index], fit = letterbox(image)
         kept = counts[index] = min(len(found), MAX_BOXES)
         boxes[index, :kept] = fit.to_model(found.xyxy)[:kept]
         kinds[index, :kept] = found.class_id[:kept]
@@ -100,8 +97,8 @@ def _degrade(image: U8, rng: np.random.Generator) -> U8:
     """Compress as a camera or a video file would."""
     quality = int(rng.integers(25, 90))
     _, coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded: U8 = cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
-    return decoded
+    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return np.asarray(decoded, np.uint8)
 
 
 def batch(
@@ -110,7 +107,8 @@ def batch(
     """Gather and vary some pictures: flips, colour order, brightness and contrast.
 
     Returns:
-        Images (b, 3, h, w) float32 in 0..1; boxes (b, g, 4); class ids (b, g); which of the g are real.
+        Images (b, 3, h, w) float32 in 0..1; boxes (b, g, 4); class ids (b, g); which of the g rows
+        are real (b, g) bool.
     """
     width, height = MODEL_WH
     most = max(1, int(data.counts[rows].max()))

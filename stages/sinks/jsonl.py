@@ -36,7 +36,7 @@ class _Lines:
         self.frames = 0
         self.bytes = 0
         try:
-            self._file = Path(path).open("wb", buffering=0)
+            self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115 - closed by close
         except OSError as error:
             raise SinkError(f"{sink}: cannot create {path}: {error.strerror}") from error
 

@@ -2,8 +2,8 @@
 
 The format is the product's (docs: JSONL): every key in a fixed order, keys that do not apply left
 out, coordinates rounded to 0.01 px and scores to 0.0001, so that equal results are equal bytes. No
-file path and no wall time enters a line. Pure; safe from any thread, except that one `DetectionsHash`
-belongs to one thread.
+file path and no wall time enters a line. Pure; safe from any thread, except that one
+`DetectionsHash` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def record_line(frame: Frame) -> str:
 
 
 class DetectionsHash:
-    """sha256 over the JSONL lines (UTF-8, each with its line break), in the order they are added."""
+    """sha256 over the JSONL lines (UTF-8, each with its line break), in the order of adding."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()

@@ -29,6 +29,8 @@ class Timeline:
         """Frames whose pts was not after the frame before, moved to one tick after it."""
         self.arrival_timed = 0
         """Frames without a pts, placed by their time of capture."""
+        self.shift_s = shift_s
+        """Added to every media time of the first epoch, seconds."""
         self._offset_s = shift_s
         self._epoch: int | None = None
         self._last: int | None = None

@@ -1,4 +1,4 @@
-"""A window on the screen. Closing it, q or Esc asks the run to stop, with all other outputs complete.
+"""A window on the screen. Closing it, q or Esc asks the run to stop; all other outputs complete.
 
 The sink's thread runs it and owns the windows. cv2 is imported when it opens.
 """

@@ -1,8 +1,8 @@
 """The plate in the corner of synthetic frames: the frame number, for people and for programs.
 
-Below the digits stand two rows of black and white cells: a white and a black reference, then 32 bits,
-most significant first: 24 of the number and 8 of a checksum. The cells are large enough to survive
-video encoding; whoever compares boxes with frames reads them back with `read_frame_number`.
+Below the digits stand two rows of black and white cells: a white and a black reference, then 32
+bits, most significant first: 24 of the number and 8 of a checksum. The cells are large enough to
+survive video encoding; whoever compares boxes with frames reads them back with `read_frame_number`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUMBER_BITS: Final = 24
 """Numbers are drawn and read modulo 2 ** 24 (a week at 27 frames per second)."""
 _COLUMNS, _ROWS = 17, 2
 _MIN_CONTRAST: Final = 60
-"""Gray levels between the two references; less means that there is no plate, or it is painted over."""
+"""Gray levels between the two references; less means no plate, or one painted over."""
 
 
 def _cell(size_wh: tuple[int, int]) -> int:

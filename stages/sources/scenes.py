@@ -28,7 +28,7 @@ MIN_VISIBLE_SHARE: Final = 0.3
 """Objects of which less than this share of the area is in sight are left out of the truth: the rest
 of a shape can then not be told from its corner, by people either."""
 MIN_SIDE_SHARE: Final = 1 / 60
-"""Objects whose visible part is narrower than this share of the picture's shorter side are left out."""
+"""So are those whose visible part is narrower than this share of the picture's shorter side."""
 
 # Metres: where objects move, and where the wall behind them stands at the bottom and top.
 _NEAR_M, _FAR_M = 2.0, 10.0
@@ -44,9 +44,9 @@ class Truth:
     """What is exactly known about a synthetic frame."""
 
     detections: Detections
-    """The visible objects, nearest first, score 1. Boxes are the extents of each object's visible part
-    (whole pixels: edges are those of the outermost pixels covered by at least half); `masks` are that
-    part, cropped to the box; `track_id` is the object's number, the same in all frames."""
+    """The visible objects, nearest first, score 1. Boxes are the extents of each object's visible
+    part (whole pixels: the edges of the outermost ones that it covers by at least half); `masks`
+    are that part, cropped to the box; `track_id` is the object's number, the same in all frames."""
     depth: DepthMap
     """Metres (`depth_m`) for every pixel; the number plate has the distance of what it covers."""
 
@@ -105,9 +105,7 @@ class _Object:
         """Return the outline (k, 2) in pixels; the size follows from the distance."""
         scale = self.radius * self.depth_m / self.depth_at(t)
         angle = self.angle + self.spin_rad_s * t
-        turn = np.array(
-            [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-        )
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         centre = [
             _bounce(start + speed * t, span)
             for start, speed, span in zip(self.start_xy, self.speed_xy, size_wh, strict=True)
@@ -147,8 +145,7 @@ class ShapesScene:
         width, height = self.size_wh
         phase, speed = self._pan
         left, top = (
-            int(round(self._margin * (1 + math.sin(phase[axis] + speed[axis] * t))))
-            for axis in (0, 1)
+            round(self._margin * (1 + math.sin(phase[axis] + speed[axis] * t))) for axis in (0, 1)
         )
         image = self._wall[top : top + height, left : left + width].copy()
         labels = np.zeros((height, width), np.uint8)
@@ -168,7 +165,7 @@ class ShapesScene:
     def _paint(
         self, image: U8, labels: U8, depth: F32, thing: _Object, points: F64, depth_m: float
     ) -> tuple[int, int, int, int] | None:
-        """Draw one object into picture, labels and depth; return its box on the picture, or None."""
+        """Draw one object into the three; return its box on the picture, None if outside."""
         width, height = self.size_wh
         x1, y1 = np.floor(points.min(axis=0) - 2).astype(int)
         x2, y2 = np.ceil(points.max(axis=0) + 2).astype(int)

@@ -7,7 +7,6 @@ thread reads; `interrupt` may come from any.
 
 from __future__ import annotations
 
-import difflib
 import re
 import threading
 from fractions import Fraction
@@ -27,6 +26,7 @@ from pydantic import (
 from pipeline.config import Config
 from pipeline.errors import SourceError, UsageError
 from pipeline.frame import Frame, FrameId, FrameTime
+from pipeline.problems import did_you_mean
 from pipeline.stage import End, ReadResult, RunContext, Source, StreamInfo, Timeout
 from pipeline.url import Url
 
@@ -77,20 +77,17 @@ class SyntheticConfig(Config):
     """What to draw, how large, how fast and for how long."""
 
     scene: Literal["shapes"] = Field("shapes", description="which scene to draw")
-    seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="the same seed draws the same frames"
-    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the same seed draws the same frames")
     size_wh: Annotated[tuple[Side, Side], BeforeValidator(_read_size)] = Field(
         (1280, 720), description="picture size as WIDTHxHEIGHT, pixels"
     )
-    fps: Rate = Field(
-        Fraction(30), description="frames per second, exact: 30 or 30000/1001"
-    )
+    fps: Rate = Field(Fraction(30), description="frames per second, exact: 30 or 30000/1001")
     count: int = Field(10, ge=0, le=64, description="how many objects move about")
     frames: int | None = Field(None, ge=0, description="end after so many frames; empty: endless")
     start: int = Field(0, ge=0, le=2**31 - 1, description="number of the first frame")
     paced: bool = Field(
-        False, description="deliver frames in real time, as a camera does (makes the run live)"
+        default=False,
+        description="deliver frames in real time, as a camera does: a live run",
     )
 
 
@@ -102,13 +99,15 @@ def parse_uri(text: str) -> SyntheticConfig:
     """Read an address such as `synthetic:shapes?seed=3&size=640x360&frames=100`.
 
     Raises:
-        UsageError: another scheme or scene, an unknown, repeated or impossible option; the text says
-            what is known.
+        UsageError: another scheme or scene, an unknown, repeated or impossible option; the text
+            says what is known.
     """
     if not text.startswith(SCHEME):
         raise UsageError(f"{text!r} is no synthetic source: expected synthetic:shapes?OPTION=VALUE")
     scene, _, query = text.removeprefix(SCHEME).partition("?")
-    known = sorted(set(SyntheticConfig.model_fields) - {"scene", *_ALIASES.values()} | set(_ALIASES))
+    known = sorted(
+        set(SyntheticConfig.model_fields) - {"scene", *_ALIASES.values()} | set(_ALIASES)
+    )
     if scene != "shapes":
         raise UsageError(f"{text!r}: unknown scene {scene!r}; the scenes are: shapes")
     try:
@@ -119,10 +118,9 @@ def parse_uri(text: str) -> SyntheticConfig:
     for name, value in pairs:
         field = _ALIASES.get(name, name)
         if field == "scene" or field not in SyntheticConfig.model_fields:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UsageError(
-                f"{text!r}: unknown option {name!r}{hint}; the options are: {', '.join(known)}"
+                f"{text!r}: unknown option {name!r}{did_you_mean(name, known)} "
+                f"(the options are: {', '.join(known)})"
             )
         if field in values:
             raise UsageError(f"{text!r}: option {name!r} is given twice")
@@ -158,8 +156,9 @@ class SyntheticSource(Source):
 
     `Frame.meta["frame_number"]` is the number drawn in the picture: `start` plus the frame's seq.
     Timestamps are that number times the frame duration, in a time base that holds it exactly.
-    Unpaced, frames come as fast as they are read. Paced, each comes when it is due; one that is more
-    than a frame late because nobody read is skipped, as a camera's is, and counted in `skipped`.
+    Unpaced, frames come as fast as they are read. Paced, each comes when it is due; one that is
+    more than a frame late because nobody read is skipped, as a camera's would be, and counted in
+    `skipped`.
     """
 
     def __init__(self, config: SyntheticConfig, name: str = "shapes") -> None:

@@ -59,8 +59,8 @@ def test_every_item_offered_is_delivered_dropped_discarded_or_still_there(
             if s.depth > capacity:
                 broken.append(s)
 
-    threads = [threading.Thread(target=produce, args=(n,)) for n in range(producers)]
-    watcher = threading.Thread(target=watch)
+    threads = [threading.Thread(target=produce, args=(n,), daemon=True) for n in range(producers)]
+    watcher = threading.Thread(target=watch, daemon=True)
     timer = threading.Timer(abort_after, queue.abort) if abort_after is not None else None
     for thread in [*threads, watcher, *([timer] if timer else [])]:
         thread.start()

@@ -86,7 +86,7 @@ def test_a_full_queue_blocks_its_producer_until_there_is_room():
         queue.put(Item(1))
         done.set()
 
-    thread = threading.Thread(target=produce)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     assert not done.wait(0.05)
     assert values(queue.get()) == [0]
@@ -100,7 +100,7 @@ def test_abort_wakes_a_blocked_producer_and_discards():
     queue = make(capacity=1)
     queue.put(Item(0))
     offers = []
-    thread = threading.Thread(target=lambda: offers.append(queue.put(Item(1))))
+    thread = threading.Thread(target=lambda: offers.append(queue.put(Item(1))), daemon=True)
     thread.start()
     queue.abort()
     thread.join(5)
@@ -115,7 +115,7 @@ def test_abort_wakes_a_blocked_producer_and_discards():
 def test_abort_wakes_a_waiting_consumer():
     queue = make()
     got = []
-    thread = threading.Thread(target=lambda: got.append(queue.get()))
+    thread = threading.Thread(target=lambda: got.append(queue.get()), daemon=True)
     thread.start()
     queue.abort()
     thread.join(5)
@@ -153,7 +153,7 @@ def test_a_batch_waits_for_company_but_not_longer_than_told():
     queue.put(Item(0))
     assert values(queue.get(3, max_wait_s=0.01)) == [0]
     queue.put(Item(1))
-    thread = threading.Thread(target=lambda: queue.put(Item(2)))
+    thread = threading.Thread(target=lambda: queue.put(Item(2)), daemon=True)
     thread.start()
     assert values(queue.get(2, max_wait_s=5)) == [1, 2]
     thread.join()

@@ -142,6 +142,8 @@ def test_a_failing_stage_is_named_and_what_went_before_is_finished(
     assert str(first.frame_id) == ("cam/0/3" if operation == "process" else "None")
     assert sink.seqs == list(range(arrive))
     assert ("flush" in sink.calls) is finalised
+    if operation == "process":
+        assert "flush" not in stages[position].calls
     # Whoever was opened is closed, once; whoever was not is left alone.
     for stage in stages:
         if stage.fail == "open":
@@ -221,7 +223,7 @@ def stop_when(event, pipeline, times=1):
         for _ in range(times):
             pipeline.request_stop()
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     return thread
 
@@ -347,18 +349,18 @@ class Acknowledging(ListSink):
 
 def test_a_live_run_drops_in_the_first_queue_only_and_keeps_the_freshest():
     gate = threading.Event()
-    stages, sink = [FakeStage("a", gate=gate), FakeStage("b")], ListSink(on_full="block")
+    stages, sink = [FakeStage("a"), FakeStage("b", gate=gate)], ListSink(on_full="block")
 
     class Burst(ScriptedSource):
         def read(self, timeout_s):
-            if self.seq == self.count:  # all 100 were offered while the first stage stood still
+            if self.seq == self.count:  # all 100 were offered while the second stage stood still
                 gate.set()
             return super().read(timeout_s)
 
     result = make([Burst(100, live=True)], stages, [sink], live=True).run()
     stream = result.streams["cam"]
     assert stream.frames_in == 100
-    assert stream.dropped_full >= 97
+    assert stream.dropped_full >= 90
     assert stream.frames_in == stream.frames_out + stream.dropped_full
     assert sink.seqs[-1] == 99, "the freshest frame must survive"
     assert sink.seqs == sorted(set(sink.seqs))

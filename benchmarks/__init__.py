@@ -1,0 +1,1 @@
+"""Measurements behind every claim: speed, accuracy, memory. Each module is a command."""
