@@ -1,7 +1,7 @@
 """How a picture is fitted into a model's input: where it goes, and the pixels.
 
-`plan` is pure arithmetic and safe from any thread; a `Fitter` holds a scratch picture and belongs to
-one thread. Results are the same bits on every run.
+`plan` is pure arithmetic and safe from any thread; a `Fitter` holds a scratch picture and belongs
+to one thread. Results are the same bits on every run.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Fitter:
         planes = cv2.split(self._canvas)
         tensor = np.empty((3, height, width) if planar else (height, width, 3), np.float32)
         for channel, source in enumerate(self._order):
-            # blobFromImage of OpenCV 5.0 does the same 12 times slower (1.5 against 0.12 ms, 416 px).
+            # blobFromImage of OpenCV 5.0 is 12 times slower (1.5 against 0.12 ms at 416 px).
             out = tensor[channel] if planar else tensor[:, :, channel]
             if self._mean[channel]:
                 np.subtract(planes[source], self._mean[channel], out=out)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.errors import StageError
 from pipeline.frame import Frame, Prepared
 from pipeline.stage import RunContext, Stage
 
@@ -46,16 +45,13 @@ class PreprocessStage(Stage[Frame, Prepared]):
         """Return one `Prepared` for each frame, in order.
 
         Raises:
-            StageError: the stage is not open, or a picture could not be fitted; names the frame.
+            RuntimeError: the stage is not open.
         """
+        if self._fitter is None:
+            raise RuntimeError(f"{self.name} is not open: call open() before process()")
         prepared = []
         for frame in items:
-            try:
-                if self._fitter is None:
-                    raise RuntimeError("the stage is not open")
-                tensor, letterbox = self._fitter.fit(frame.image)
-            except Exception as error:
-                raise StageError(self.name, "process", error, frame.id) from error
+            tensor, letterbox = self._fitter.fit(frame.image)
             prepared.append(Prepared(frame, tensor, letterbox))
         return prepared
 

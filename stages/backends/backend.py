@@ -39,7 +39,8 @@ class Backend(ABC):
         """Return every output by name for one input batch. The input is not modified.
 
         Raises:
-            ModelError: not open, shape or dtype do not fit (the text shows both), or the run failed.
+            ModelError: not open, shape or dtype do not fit (the text shows both), or the run
+                failed.
         """
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """Whether an NVIDIA GPU can be used at all, asked of the driver itself.
 
-ONNX Runtime's list of available providers names what its wheel was built for, not what is there, and
-a session that cannot have CUDA falls back to the CPU without an error. Any thread may call this.
+ONNX Runtime's list of available providers names what its wheel was built for, not what is there,
+and a session that cannot have CUDA falls back to the CPU without an error. Any thread may call
+this.
 """
 
 from __future__ import annotations

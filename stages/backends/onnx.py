@@ -6,6 +6,8 @@ without spinning and end with the session.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,7 +46,8 @@ def default_threads() -> int:
     """Return the number of threads for one graph run when none is asked for: 2, or 1 on one core.
 
     On 2 cores, 2 threads without spinning took 5 % more CPU than 1 and gave 5 % more frames a
-    second, because they fill what the other stages leave; the runtime's own spinning took 42 % more.
+    second, because they fill what the other stages leave; with the runtime's spinning it was 42 %
+    more CPU.
     """
     if hasattr(os, "sched_getaffinity"):
         return min(_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
@@ -134,7 +137,7 @@ class OnnxBackend(Backend):
         names = [info.name for info in self.outputs]
         try:
             values = session.run(names, {want.name: tensor})
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+        except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(
                 f"{self._path.name} failed on {tensor.dtype.name} input {list(tensor.shape)} "
                 f"with {self._provider}: {_first_line(error)}"
@@ -174,7 +177,8 @@ class OnnxBackend(Backend):
             return None, f"this ONNX Runtime is built for the CPU only ({_INSTALL})"
         # Finds CUDA and cuDNN in the environment's own packages. Costs 50 ms and 200 MB, so it is
         # done only where a GPU is present.
-        ort.preload_dlls()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
         options = {
             "device_id": str(index),
             # Growing by doubling would hold memory that fixed shapes never need.
@@ -183,7 +187,12 @@ class OnnxBackend(Backend):
             "cudnn_conv_algo_search": "HEURISTIC",
             "use_tf32": "0",
         }
-        session = self._load([(_CUDA, options), _CPU])
+        try:
+            session = self._load([(_CUDA, options), _CPU])
+        except ModelError as error:
+            # Loads on the CPU, or raises: then it is the file that is wrong and not the device.
+            self._load([_CPU])
+            return None, f"ONNX Runtime failed on it: {error}"
         # A session that could not have CUDA comes up on the CPU without an error.
         if session.get_providers()[0] != _CUDA:
             return None, f"ONNX Runtime could not load its CUDA provider ({_INSTALL})"
@@ -204,7 +213,7 @@ class OnnxBackend(Backend):
         options.use_deterministic_compute = True
         try:
             return ort.InferenceSession(str(self._path), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+        except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(
                 f"{self._path} is not a model that ONNX Runtime can read: {_first_line(error)}"
             ) from error

@@ -1,7 +1,8 @@
 """Turns decoded pictures of any pixel format into BGR, by the matrix and range they really have.
 
 swscale does the arithmetic. It is told matrix and range explicitly, because its own default is
-BT.601 limited for everything that says nothing. Imports PyAV: import it lazily. One thread per instance.
+BT.601 limited for everything that says nothing. Imports PyAV: import it lazily. One thread per
+instance.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads one video stream of a file, from its packets to pictures in order with sound timestamps.
 
-`Decoding` opens a container, chooses the stream, decodes, survives damage, repairs time and says at
-the end whether something is missing. It knows no `Frame` and no run. Imports PyAV: import it lazily.
-One thread calls one instance.
+`Decoding` chooses the stream, decodes, survives damage, repairs time and says at the end whether
+something is missing. It knows no `Frame` and no run. Imports PyAV: import it lazily. One thread
+calls one instance.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import av
 import av.error
-from av.stream import Disposition
 
-from pipeline.errors import SourceError
+from stages.sources.media import choose_stream, open_media
 from stages.sources.timeline import Stamped, Timeline
 
-# A picture in one of these dispositions is a cover or a preview, not video.
-_STILL: Final = Disposition.attached_pic | Disposition.timed_thumbnails
-# FFmpeg "decodes" any text file as terminal art; nobody means that.
-_NO_VIDEO: Final = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 # These store in their header how long the whole is, independent of what is in the file.
 _ANNOUNCING: Final = frozenset({"matroska", "webm", "flv", "avi", "asf"})
 # What the longest stream may fall short of the announced length without anything being missing:
@@ -122,43 +117,50 @@ class Decoding:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Yield what the decoder gives out, in its order, up to and including its last picture."""
-        given = 0
+        expected = given = 0
+        last_pts: int | None = None
         for packet in self._demuxed():
+            expected += not packet.is_discard
             try:
                 frames = self._video.decode(packet)
             except av.error.FFmpegError as error:
                 self._damage(error)
+                expected -= 1
                 continue
-            given += len(frames)
-            yield from frames
-        clean, last = self._flushed()
-        given += len(last)
-        yield from last
-        if not clean:
-            yield from self._last_pictures(given)
-
-    def _flushed(self) -> tuple[bool, list[av.VideoFrame]]:
-        """Return whether the decoder ended without an error, and the pictures it held back."""
+            for frame in frames:
+                given += 1
+                last_pts = frame.pts
+                yield frame
         try:
-            return True, self._video.decode(None)
+            held_back = self._video.decode(None)
         except av.error.FFmpegError as error:
             self._damage(error)
-            return False, []
+            held_back = []
+        for frame in held_back:
+            given += 1
+            last_pts = frame.pts
+            yield frame
+        if given < expected and last_pts is not None:
+            yield from self._behind(last_pts)
 
-    def _last_pictures(self, given: int) -> Iterator[av.VideoFrame]:
-        """Yield the pictures behind an error in the flush, which PyAV leaves in the decoder.
+    def _behind(self, last_pts: int) -> Iterator[av.VideoFrame]:
+        """Yield the pictures after the one of `last_pts` that an error in the flush held back.
 
-        With frame threads the last packets are decoded in the flush; when one of them is damaged
-        PyAV 18 stops collecting and the decoder cannot be asked again. A second pass with one
-        thread, where errors come with their packet, finds those pictures: they follow the `given`
-        ones that were delivered.
+        With frame threads the last packets are decoded in the flush. When one of them is damaged
+        PyAV 18 stops collecting, without a word if it has some already, and the decoder cannot be
+        asked again. A second look at the end with one thread, where errors come with their packet,
+        finds those pictures; it costs one group of pictures and finds nothing in a sound file.
         """
         with open_media(self._path) as container:
             video = container.streams[self._index]
             if not isinstance(video, av.VideoStream):
                 return
             video.thread_type = "NONE"
-            seen = 0
+            found = False
+            try:
+                container.seek(last_pts, stream=video)
+            except av.error.FFmpegError:
+                return
             packets = container.demux(video)
             while True:
                 try:
@@ -168,11 +170,11 @@ class Decoding:
                 except av.error.FFmpegError:
                     continue
                 for frame in frames:
-                    seen += 1
-                    if seen > given:
+                    if found:
                         yield frame
+                    found = found or frame.pts == last_pts
 
-    def _demuxed(self) -> Iterator[av.Packet]:
+    def _demuxed(self) -> Iterator[av.Packet[av.VideoStream]]:
         """Yield the video's packets; goes on behind damaged places of the container."""
         failures = 0
         while True:
@@ -196,7 +198,7 @@ class Decoding:
                 self.missing = f"reading broke off: {self._failure}"
             return
 
-    def _note_end(self, packet: av.Packet) -> None:
+    def _note_end(self, packet: av.Packet[Any]) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is None or packet.time_base is None:
             return
@@ -216,7 +218,9 @@ class Decoding:
             # The index, after edit lists; MP4 and MOV only: others count differently or not.
             announced = len(self._video.index_entries)
             if self._packets < announced:
-                return f"the file is cut off: {self._packets} of {announced} announced frames are in it"
+                return (
+                    f"the file is cut off: it has {self._packets} of {announced} frames announced"
+                )
         elif _ANNOUNCING & set(name.split(",")) and self._container.duration is not None:
             start = Fraction(self._container.start_time or 0, av.time_base)
             announced_s = start + Fraction(self._container.duration, av.time_base)
@@ -226,86 +230,3 @@ class Decoding:
                     f"{float(announced_s):.1f} s announced"
                 )
         return self.missing
-
-
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a media file for reading.
-
-    Raises:
-        SourceError: it is missing, a directory, empty, unreadable or no media file.
-    """
-    if path.is_dir():
-        raise SourceError(
-            f"{path} is a directory, not a video file: name a file in it, "
-            "or use the images source for pictures"
-        )
-    if not path.exists():
-        raise SourceError(f"{path} does not exist: check the path{_similar(path)}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty (0 bytes): nothing was recorded or copied into it")
-    try:
-        # The absolute path: a relative "a:b.mp4" would be taken for an address.
-        container = av.open(str(path.absolute()), "r")
-    except av.error.PermissionError as error:
-        raise SourceError(f"{path} cannot be read: permission denied") from error
-    except (av.error.FFmpegError, OSError) as error:
-        raise SourceError(
-            f"{path} is not a video that can be read ({_reason(path, error)}): "
-            "expected mp4, mov, mkv, webm, avi, flv, ts, gif or another format FFmpeg knows"
-        ) from error
-    if container.format.name in _NO_VIDEO:
-        container.close()
-        raise SourceError(f"{path} is a text file, not a video: give a video file")
-    return container
-
-
-def choose_stream(
-    container: av.container.InputContainer, path: Path, wanted: int | None
-) -> av.VideoStream:
-    """Return the video stream asked for, or the best (FFmpeg's choice: default mark, size, frames).
-
-    Raises:
-        SourceError: there is none, or not this one; the text lists those that are there.
-    """
-    videos = [s for s in container.streams.video if not s.disposition & _STILL]
-    if not videos:
-        found = ", ".join(_describe(s) for s in container.streams) or "no streams"
-        raise SourceError(f"{path} has no video stream (found: {found}): give a file with pictures")
-    if wanted is not None and wanted >= len(videos):
-        choices = ", ".join(f"{k}: {_describe(s)}" for k, s in enumerate(videos))
-        raise SourceError(f"{path} has no video stream {wanted}; there are {choices}")
-    best = container.streams.best("video")
-    video = best if best in videos and isinstance(best, av.VideoStream) else videos[0]
-    video = video if wanted is None else videos[wanted]
-    if video.codec_context is None:
-        raise SourceError(f"{path}: no decoder for its video stream in this build of FFmpeg")
-    return video
-
-
-def _describe(stream: av.stream.Stream) -> str:
-    if stream.type == "video" and isinstance(stream, av.VideoStream) and stream.codec_context:
-        context = stream.codec_context
-        cover = ", cover picture" if stream.disposition & _STILL else ""
-        return f"video {context.name} {context.width}x{context.height}{cover}"
-    return f"{stream.type} {stream.codec_context.name if stream.codec_context else '?'}"
-
-
-def _reason(path: Path, error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    with path.open("rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp":
-        # By far the commonest damaged file: a recorder that was killed before it wrote the index.
-        return f"{text}; it is an mp4 or mov without its index, as left by an interrupted recording"
-    return str(text)
-
-
-def _similar(path: Path) -> str:
-    import difflib
-
-    try:
-        names = [each.name for each in path.absolute().parent.iterdir()]
-    except OSError:
-        return f", the directory {path.absolute().parent} is not there either"
-    near = difflib.get_close_matches(path.name, names, n=3)
-    return f"; in that directory there is {', '.join(near)}" if near else ""

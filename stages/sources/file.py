@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import Field
 
@@ -34,7 +34,9 @@ class FileConfig(Config):
 
     path: str = Field(min_length=1, description="the video file")
     stream: int | None = Field(
-        None, ge=0, description="which video stream, counted from 0 without covers; default: best"
+        default=None,
+        ge=0,
+        description="which video stream, counted from 0 without covers; default: best",
     )
     threads: int = Field(0, ge=0, le=64, description="decoding threads; 0: as FFmpeg chooses")
 
@@ -60,8 +62,8 @@ class FileSource(Source):
         """Open the file and decode its first picture.
 
         Raises:
-            SourceError: missing, a directory, empty, not a video, no (such) video stream, or not one
-                picture that can be decoded.
+            SourceError: missing, a directory, empty, not a video, no (such) video stream, or not
+                one picture that can be decoded.
         """
         from stages.sources.color import Converter, color_tags, quarter_turns
         from stages.sources.decoding import Decoding
@@ -77,15 +79,10 @@ class FileSource(Source):
         try:
             self._converter: Converter = Converter()
             self._pictures: Iterator[Stamped[av.VideoFrame]] = self._decoding.pictures()
-            self._next = next(self._pictures, None)
-            if self._next is None:
-                raise SourceError(
-                    f"{self._path}: not one picture of its {self._decoding.video.name} stream can be "
-                    f"decoded ({self._decoding.corrupt} damaged packets"
-                    f"{'; ' + self._decoding.missing if self._decoding.missing else ''}): "
-                    "the file is damaged or cut off"
-                )
-            first = self._next.item
+            self._first = next(self._pictures, None)
+            if self._first is None:
+                self._refuse(self._decoding)
+            first = self._first.item
             turn = quarter_turns(first.rotation)
             size = (first.height, first.width) if turn % 180 else (first.width, first.height)
             self._note_facts(first, turn)
@@ -121,9 +118,12 @@ class FileSource(Source):
         decoding = self._decoding
         if decoding is None:
             raise SourceError(f"{self.name}: read() before open()")
-        stamped = self._next
+        stamped, self._first = self._first or next(self._pictures, None), None
+        self.counters["corrupt"] = decoding.corrupt
+        self.counters["concealed"] = decoding.concealed
+        self.counters["pts_repaired"] = decoding.repaired
         if stamped is None:
-            self._count(decoding)
+            self._note_counts(decoding)
             return End() if decoding.missing is None else Lost(f"{self._path}: {decoding.missing}")
         image = self._converter.bgr(stamped.item)
         time = FrameTime(
@@ -133,17 +133,13 @@ class FileSource(Source):
             duration=stamped.duration,
         )
         identity = FrameId(self.name, 0, self._seq)
-        frame = Frame(identity, time, image, discontinuity=stamped.discontinuity)
         self._seq += 1
-        self._next = next(self._pictures, None)
-        if self._next is None or stamped.repaired:
-            self._count(decoding)
-        return frame
+        return Frame(identity, time, image, discontinuity=stamped.discontinuity)
 
     def close(self) -> None:
         """Release the file. Idempotent."""
         if self._decoding is not None:
-            self._next = None
+            self._first = None
             self._pictures = iter(())
             self._decoding.close()
             self._decoding = None
@@ -153,18 +149,25 @@ class FileSource(Source):
 
         return FileSideReader(self._path)
 
-    def _count(self, decoding: Decoding) -> None:
-        self.counters["corrupt"] = decoding.corrupt
-        self.counters["concealed"] = decoding.concealed
-        self.counters["pts_repaired"] = decoding.repaired
-        if self._next is None:
-            self._note(decoding.repaired, "timestamps repaired into increasing order")
-            self._note(decoding.corrupt, "damaged packets skipped")
-            self._note(decoding.concealed, "pictures with damaged parts delivered as decoded")
+    def _refuse(self, decoding: Decoding) -> NoReturn:
+        why = f"{decoding.corrupt} damaged packets"
+        raise SourceError(
+            f"{self._path}: not one picture of its {decoding.video.name} stream can be decoded "
+            f"({why if decoding.missing is None else f'{why}; {decoding.missing}'}): "
+            "the file is damaged or cut off"
+        )
 
-    def _note(self, count: int, what: str) -> None:
-        if count:
-            self._context.note(f"{self.name}: {count} {what}")
+    def _note_counts(self, decoding: Decoding) -> None:
+        for count, what in (
+            (decoding.repaired, "timestamps repaired into increasing order"),
+            (decoding.corrupt, "damaged packets skipped"),
+            (
+                decoding.concealed,
+                "pictures with damaged parts, delivered as the decoder mended them",
+            ),
+        ):
+            if count:
+                self._context.note(f"{self.name}: {count} {what}")
 
     def _note_facts(self, first: av.VideoFrame, turn: int) -> None:
         from stages.sources.color import color_tags, guess_matrix

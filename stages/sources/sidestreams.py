@@ -1,7 +1,7 @@
 """Reads what a file has beside its pictures: audio, subtitles and chapters, as packets.
 
-Each reader opens the file once more, so several sinks read at their own pace. Imports PyAV: import it
-lazily. One thread calls one reader.
+Each reader opens the file once more, so several sinks read at their own pace. Imports PyAV: import
+it lazily. One thread calls one reader.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import av
 import av.error
 
 from pipeline.stage import SidePacket, SideTrack
-from stages.sources.decoding import open_media
+from stages.sources.media import open_media
 
 
 class FileSideReader:
-    """A `pipeline.stage.SideReader` over a file. Packets keep the container's clock, which is the video's.
+    """A `pipeline.stage.SideReader` over a file. Packets keep the container's clock: the video's.
 
     Raises:
         SourceError: the file cannot be opened (any more).

@@ -1,7 +1,8 @@
 """Puts timestamps into a strictly increasing order without changing those that are good.
 
-Containers carry timestamps that are missing, repeated or go back; encoders, trackers and muxers need
-them strictly increasing. Pure: knows items and integers, no codec. One thread calls one instance.
+Containers carry timestamps that are missing, repeated or go back; encoders, trackers and muxers
+need them strictly increasing. Pure: knows items and integers, no codec. One thread calls one
+instance.
 
 The rule, in this order; good timestamps pass untouched:
 
@@ -41,7 +42,7 @@ class Stamped(Generic[T]):
 
 
 class Timeline(Generic[T]):
-    """Takes items in display order and gives them back in the same order, strictly increasing in pts.
+    """Takes items in display order, gives them back in that order with strictly increasing pts.
 
     Holds back one item, or `reorder` + 1 of them, to know what comes next; `flush` returns those.
 

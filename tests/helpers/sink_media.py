@@ -78,7 +78,7 @@ def drawn_frames(pts, *, time_base=Fraction(1, 25), size=(64, 48), name="clip", 
             np.full((size[1], size[0], 3), (seq * 16) % 256, np.uint8) if image is None else image
         )
         when = FrameTime(seq * 40_000_000, stamp, time_base)
-        frames.append(Frame(FrameId(name, 0, seq), when, picture, **more))
+        frames.append(Frame(FrameId(name, 0, seq), when, gray if image is None else image, **more))
     return frames
 
 

@@ -355,6 +355,7 @@ def test_a_live_run_drops_in_the_first_queue_only_and_keeps_the_freshest():
         def read(self, timeout_s):
             if self.seq == self.count:  # all 100 were offered while the second stage stood still
                 gate.set()
+            self.interrupted.wait(0.0005)  # lets the stages run between two frames
             return super().read(timeout_s)
 
     result = make([Burst(100, live=True)], stages, [sink], live=True).run()

@@ -1,0 +1,135 @@
+"""The infer stage: tensors in, the graph's raw outputs out. It knows nothing of boxes.
+
+One thread calls the stage; the runtime's own workers belong to the session. The stage owns the
+loaded model: it opens it again if it was closed, and closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.frame import Inferred, Prepared
+from pipeline.stage import Batching, RunContext, Stage
+
+if TYPE_CHECKING:
+    from stages.model import LoadedModel
+
+Positive = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class InferConfig(Config):
+    """Which model, on what, and what to believe instead of what the file says about itself."""
+
+    model: str | None = Field(
+        None, description="A model file (.onnx) or the name of a model that is shipped."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
+    )
+    backend: Literal["auto", "onnx", "torch", "openvino"] = Field(
+        "auto", description="What runs the graph; onnx is ONNX Runtime, and auto means it."
+    )
+    allow_fallback: bool = Field(
+        default=False,
+        description="Run on the CPU when CUDA was asked for and is missing; the report says so.",
+    )
+    threads: Positive | None = Field(
+        None, description="Threads for one run on the CPU; by default 2, or 1 on a single core."
+    )
+    batch: Positive = Field(
+        1,
+        description="Frames in one run, for graphs that leave their batch open. Smaller batches "
+        "are filled up, so results do not depend on timing.",
+    )
+    batch_wait_s: float = Field(
+        0.0, ge=0, le=10, description="How long to wait for a full batch, seconds."
+    )
+    decoder: str | None = Field(
+        None, description="What the outputs mean, where the file does not say it."
+    )
+    class_names: tuple[str, ...] | str | None = Field(
+        None, description="Names of the classes: a list, or a text file with one name a line."
+    )
+    input_size: tuple[Positive, Positive] | None = Field(
+        None, description="Width and height of the model's input, for graphs that leave it open."
+    )
+    fit: Literal["letterbox", "letterbox_top_left", "stretch"] | None = Field(
+        None, description="How the picture is fitted into the model's input."
+    )
+    pad_value: int | None = Field(None, ge=0, le=255, description="Gray of the padding.")
+    pixel_order: Literal["bgr", "rgb"] | None = Field(None, description="Order of the colours.")
+    mean: tuple[Finite, Finite, Finite] | None = Field(
+        None, description="Subtracted from each channel, 0..255 scale, in pixel_order."
+    )
+    scale: tuple[Finite, Finite, Finite] | None = Field(
+        None, description="Multiplied with each channel after that; 1/255 gives 0..1."
+    )
+    options: dict[str, object] = Field(
+        default_factory=dict, description="Options of the decoder, such as anchors or strides."
+    )
+
+
+class InferStage(Stage[Prepared, Inferred]):
+    """Runs the model on one frame or a batch of them, and gives each frame its own outputs."""
+
+    accepts = Prepared
+    produces = Inferred
+
+    def __init__(self, config: InferConfig, name: str, model: LoadedModel) -> None:
+        self.name = name
+        self.counters = {}
+        self.batching = Batching(config.batch, config.batch_wait_s if config.batch > 1 else 0.0)
+        self._model = model
+        self._open = False
+
+    def open(self, context: RunContext) -> None:
+        """Open the model where it is closed, and run it once, so that no frame waits for set-up.
+
+        Raises:
+            ModelError: the model cannot be opened or run; DeviceError, its kind, for the device.
+        """
+        self._model.open()
+        self._open = True
+        try:
+            self._model.run([self._model.blank()] * self.batching.max_size)
+        except BaseException:
+            self.close()
+            raise
+        backend = self._model.backend.describe()
+        if backend["fallback"]:
+            context.note(
+                f"{self.name}: {backend['requested']} was asked for, running on "
+                f"{backend['device']}: {backend['reason']}"
+            )
+
+    def process(self, items: Sequence[Prepared]) -> Sequence[Inferred]:
+        """Return one `Inferred` for each item, in order. Input tensors are not modified.
+
+        Raises:
+            ModelError: a tensor does not fit the graph (the text shows both), or the run failed.
+            RuntimeError: the stage is not open.
+        """
+        if not self._open:
+            raise RuntimeError(f"{self.name} is not open: call open() before process()")
+        tensors = [item.tensor for item in items]
+        # Always the same shape: another batch size may be computed in another order, and then the
+        # last digits of a frame's boxes would depend on how fast its neighbours came.
+        padding = [np.zeros_like(tensors[0])] * (self.batching.max_size - len(tensors))
+        outputs = self._model.run(tensors + padding)
+        return [
+            Inferred(item.frame, output, item.letterbox)
+            for item, output in zip(items, outputs, strict=False)
+        ]
+
+    def close(self) -> None:
+        """Close the model. Idempotent."""
+        self._open = False
+        self._model.close()
