@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pipeline.errors import RackfocusError, UsageError
 from pipeline.problems import Problems, did_you_mean
@@ -18,6 +18,7 @@ from stages.plan import Part, Plan
 from stages.sinks import paths
 
 if TYPE_CHECKING:
+    from stages.infer import InferConfig
     from stages.model import LoadedModel
 
 _ONE_FILE_A_STREAM: Final = frozenset({"video", "images"})
@@ -36,6 +37,24 @@ class Built:
     live: bool
     model: LoadedModel | None
     """The model of the first infer stage; None where the chain has none."""
+
+    def model_facts(self) -> dict[str, object] | None:
+        """Return the report's "model" section."""
+        return None if self.model is None else self.model.describe()
+
+    def backend_facts(self) -> dict[str, object] | None:
+        """Return the report's "backend" section."""
+        return None if self.model is None else dict(self.model.backend.describe())
+
+    def model_line(self) -> str:
+        """Return model, decoder, device and provider in a few words."""
+        model, backend = self.model_facts(), self.backend_facts()
+        if model is None or backend is None:
+            return "no model"
+        return (
+            f"model {model['name']} ({model['decoder']}) on {backend['device']} "
+            f"({backend['provider']})"
+        )
 
 
 def check_files(plan: Plan, problems: Problems) -> None:
@@ -115,7 +134,7 @@ def _build_stages(
         if part.kind.name == "infer":
             from stages.model import load_model
 
-            models[index] = load_model(part.config, context.note)
+            models[index] = load_model(cast("InferConfig", part.config), context.note)
     stages = []
     for index, part in enumerate(parts):
         if not part.kind.needs_model:

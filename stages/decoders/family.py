@@ -158,8 +158,9 @@ def reject_nan(scores: NDArray[np.generic], kind: str) -> None:
 
 def corners(centre_xy: F32, size_wh: F32) -> F32:
     """Return (n, 4) xyxy of boxes given as (n, 2) centres and (n, 2) sizes."""
-    half = size_wh * np.float32(0.5)
-    return np.concatenate((centre_xy - half, centre_xy + half), axis=1)
+    with np.errstate(invalid="ignore"):  # inf - inf: `candidates` reports what is not finite
+        half = size_wh * np.float32(0.5)
+        return np.concatenate((centre_xy - half, centre_xy + half), axis=1)
 
 
 def candidates(

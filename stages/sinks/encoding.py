@@ -5,6 +5,7 @@ Imports av and cv2, so it is imported itself only when a video sink opens. One t
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from typing import Any, Final, cast
 
@@ -34,7 +35,10 @@ _GUESSED_HZ: Final = Fraction(30)
 _BT709: Final = 1
 _UNSPECIFIED: Final = 2
 _BT601: Final = frozenset({5, 6})
-_HD_LINES: Final = 720
+# Players take pictures from 1280 columns or above 576 lines for BT.709 (mpv's rule), and so does
+# the file source when it decodes.
+_HD_COLUMNS: Final = 1280
+_SD_LINES: Final = 576
 
 
 def check_encoder(name: str, sink: str) -> None:
@@ -63,14 +67,14 @@ def check_encoder(name: str, sink: str) -> None:
         ) from error
 
 
-def output_colors(source: ColorTags, height: int) -> ColorTags:
+def output_colors(source: ColorTags, size_wh: tuple[int, int]) -> ColorTags:
     """Return the tags that the output is made with: BT.601 or BT.709, limited range, always said.
 
-    The source's matrix is kept where it is one of the two. Without one, players guess by height,
+    The source's matrix is kept where it is one of the two. Without one, players guess by the size,
     so the same guess is written down. Wide gamut and HDR become BT.709.
     """
     if source.matrix == _UNSPECIFIED:
-        standard = _BT709 if height >= _HD_LINES else 6
+        standard = _BT709 if size_wh[0] >= _HD_COLUMNS or size_wh[1] > _SD_LINES else 6
     elif source.matrix in _BT601:
         standard = source.matrix
     else:
@@ -203,8 +207,10 @@ def _options(name: str, preset: str, quality: int, ahead: int) -> dict[str, str]
             "row-mt": "1",
         }
     if name == "libsvtav1":
+        # Its library prints to stderr unless told otherwise: errors only.
+        os.environ.setdefault("SVT_LOG", "1")
         # Low-delay prediction: the default structure holds back tens of frames.
-        params = "pred-struct=1:lookahead=0:enable-force-key-frames=1"
+        params = "pred-struct=1:lookahead=0"
         return {"preset": preset, "crf": str(quality), "svtav1-params": params}
     return {
         "preset": preset,

@@ -45,7 +45,8 @@ def _copy(path: Path, copy: Path, muxer: str, chapters: Sequence[dict[str, objec
     ):
         streams: dict[int, Any] = {}
         for stream in source.streams:
-            twin = target.add_stream_from_template(cast(Any, stream))
+            # opaque: copied as it is; otherwise the decoder's name is looked up among encoders.
+            twin = target.add_stream_from_template(cast(Any, stream), opaque=True)
             if stream.time_base is not None:
                 twin.time_base = stream.time_base
             if stream.language:

@@ -220,7 +220,7 @@ class VideoFile:
             size_wh=first.size_wh,
             time_base=base,
             rate_hz=self._source.rate_hz,
-            colors=output_colors(self._source.color, first.size_wh[1]),
+            colors=output_colors(self._source.color, first.size_wh),
             preset=config.preset,
             quality=config.quality,
             keyframe_interval_s=config.keyframe_interval_s,

@@ -30,7 +30,8 @@ class _Copy:
 
     def __init__(self, container: OutputContainer, track: SideTrack) -> None:
         template: Any = track.template
-        self.stream = container.add_stream_from_template(template)
+        # opaque: copied as it is; otherwise the decoder's name is looked up among encoders.
+        self.stream = container.add_stream_from_template(template, opaque=True)
         if template.time_base is not None:
             self.stream.time_base = template.time_base
 
@@ -108,7 +109,8 @@ class SideTracks:
         track: SideTrack,
         entry: dict[str, object],
     ) -> _Copy | AudioTranscoder | None:
-        if track.kind == "audio" and track.codec in container.audio:
+        codec = _canonical(track.codec)
+        if track.kind == "audio" and codec in container.audio:
             entry["handling"] = "copied"
             return _Copy(output, track)
         if track.kind == "audio":
@@ -119,7 +121,7 @@ class SideTracks:
                 f"it is transcoded to {transcoder.codec}"
             )
             return transcoder
-        if track.codec in container.subtitles:
+        if codec in container.subtitles:
             entry["handling"] = "copied"
             return _Copy(output, track)
         entry["handling"] = "left out"
@@ -186,6 +188,14 @@ class SideTracks:
         pts = round(start_s / base)
         lag = packet.pts - packet.dts if packet.pts is not None and packet.dts is not None else 0
         packet.pts, packet.dts = pts, pts - lag
+
+
+def _canonical(codec: str) -> str:
+    """Return the codec's own name where a decoder's was given: mp3 for mp3float."""
+    try:
+        return av.Codec(codec, "r").canonical_name
+    except ValueError:
+        return codec
 
 
 def video_goes_on(info: StreamInfo, seq: int, last_s: Fraction, step_s: Fraction) -> bool:

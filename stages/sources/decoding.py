@@ -7,10 +7,11 @@ calls one instance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import av
 import av.error
@@ -19,10 +20,13 @@ from stages.sources.media import choose_stream, open_media
 from stages.sources.timeline import Stamped, Timeline
 
 # These store in their header how long the whole is, independent of what is in the file.
-_ANNOUNCING: Final = frozenset({"matroska", "webm", "flv", "avi", "asf"})
+_ANNOUNCING: Final = frozenset({"matroska", "webm", "flv", "asf"})
 # What the longest stream may fall short of the announced length without anything being missing:
 # headers count in frames of the slowest stream and in whole seconds.
 _SLACK_S: Final = Fraction(1)
+# Matroska's statistics name the end of each stream exactly, but for the last frame's duration.
+_TAG: Final = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_TAG_SLACK_S: Final = Fraction(1, 4)
 # H.264 and HEVC keep at most 16 pictures for reordering.
 _MAX_REORDER: Final = 16
 # Containers go on behind a damaged place; one that fails this often in a row is at its end.
@@ -117,7 +121,7 @@ class Decoding:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Yield what the decoder gives out, in its order, up to and including its last picture."""
-        expected = given = 0
+        expected = given = failed = 0
         last_pts: int | None = None
         for packet in self._demuxed():
             expected += not packet.is_discard
@@ -125,7 +129,7 @@ class Decoding:
                 frames = self._video.decode(packet)
             except av.error.FFmpegError as error:
                 self._damage(error)
-                expected -= 1
+                failed += 1
                 continue
             for frame in frames:
                 given += 1
@@ -140,8 +144,13 @@ class Decoding:
             given += 1
             last_pts = frame.pts
             yield frame
-        if given < expected and last_pts is not None:
-            yield from self._behind(last_pts)
+        if given < expected - failed and last_pts is not None:
+            for frame in self._behind(last_pts):
+                given += 1
+                yield frame
+        if "mp4" in self._container.format.name.split(","):
+            # One packet is one picture here: PyAV passes over an error that came with pictures.
+            self.corrupt = max(self.corrupt, expected - given)
 
     def _behind(self, last_pts: int) -> Iterator[av.VideoFrame]:
         """Yield the pictures after the one of `last_pts` that an error in the flush held back.
@@ -188,7 +197,7 @@ class Decoding:
                     self._note_end(packet)
                     if packet.stream_index == self._index:
                         self._packets += 1
-                        yield packet
+                        yield cast("av.Packet[av.VideoStream]", packet)
             except av.error.FFmpegError as error:
                 failures += 1
                 self._failure = self._failure or str(error.strerror)
@@ -213,20 +222,36 @@ class Decoding:
 
     def _what_is_missing(self) -> str | None:
         """Say what the container announced and did not have; None for a whole file."""
-        name = self._container.format.name
-        if "mp4" in name.split(","):
+        names = set(self._container.format.name.split(","))
+        if "mp4" in names:
             # The index, after edit lists; MP4 and MOV only: others count differently or not.
             announced = len(self._video.index_entries)
             if self._packets < announced:
                 return (
                     f"the file is cut off: it has {self._packets} of {announced} frames announced"
                 )
-        elif _ANNOUNCING & set(name.split(",")) and self._container.duration is not None:
-            start = Fraction(self._container.start_time or 0, av.time_base)
-            announced_s = start + Fraction(self._container.duration, av.time_base)
-            if self._end_s is None or announced_s - self._end_s > _SLACK_S:
-                return (
-                    f"the file is cut off: it ends at {float(self._end_s or 0):.1f} s of "
-                    f"{float(announced_s):.1f} s announced"
-                )
-        return self.missing
+            return self.missing
+        announced_s, slack_s = self._announced_end(names)
+        if announced_s is None or (self._end_s or 0) >= announced_s - slack_s:
+            return self.missing
+        return (
+            f"the file is cut off: it ends at {float(self._end_s or 0):.1f} s of "
+            f"{float(announced_s):.1f} s announced"
+        )
+
+    def _announced_end(self, names: set[str]) -> tuple[Fraction | None, Fraction]:
+        """Return when the file ends by its header, seconds, and how much earlier is no loss."""
+        base = self._video.time_base or Fraction(1)
+        if "avi" in names:
+            # FFmpeg's duration is guessed from the file's size where the index is lost.
+            return self._video.frames * base or None, _SLACK_S
+        tag = _TAG.fullmatch(self._video.metadata.get("DURATION", ""))
+        if tag:
+            hours, minutes, seconds = tag.groups()
+            rate = self._video.average_rate
+            end_s = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+            return end_s, max(_TAG_SLACK_S, 3 / rate if rate else Fraction(0))
+        if names & _ANNOUNCING and self._container.duration is not None:
+            start = self._container.start_time or 0
+            return Fraction(start + self._container.duration, av.time_base), _SLACK_S
+        return None, _SLACK_S

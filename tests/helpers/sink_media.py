@@ -74,9 +74,7 @@ def drawn_frames(pts, *, time_base=Fraction(1, 25), size=(64, 48), name="clip", 
     """Return frames with the given timestamps (None allowed), captured 40 ms apart."""
     frames = []
     for seq, stamp in enumerate(pts):
-        picture = (
-            np.full((size[1], size[0], 3), (seq * 16) % 256, np.uint8) if image is None else image
-        )
+        gray = np.full((size[1], size[0], 3), (seq * 16) % 256, np.uint8)
         when = FrameTime(seq * 40_000_000, stamp, time_base)
         frames.append(Frame(FrameId(name, 0, seq), when, gray if image is None else image, **more))
     return frames

@@ -55,9 +55,9 @@ def imports(tree: ast.AST, *, at_module_level: bool) -> Iterator[str]:
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
+            pass  # never runs
         elif at_module_level and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+            pass  # runs when it is called
         else:
             yield from imports(node, at_module_level=at_module_level)
 
@@ -93,7 +93,9 @@ def config_modules() -> Iterator[tuple[str, Path]]:
             yield module, path
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in config_modules()])
+@pytest.mark.parametrize(
+    ("module", "path"), [pytest.param(m, p, id=m) for m, p in config_modules()]
+)
 def test_modules_with_a_config_class_import_nothing_heavy(module, path):
     for name in imports(ast.parse(path.read_text(encoding="utf-8")), at_module_level=True):
         assert name.partition(".")[0] not in HEAVY, f"{module} imports {name} at module level"
@@ -109,7 +111,6 @@ def test_no_module_has_a_name_that_says_nothing():
     [
         ["--help"],
         ["run", "--help"],
-        ["check", str(ROOT / "configs" / "synthetic.yaml"), "--set", "sinks.0=1"],
         ["check", str(ROOT / "configs" / "synthetic.yaml")],
         ["list"],
         ["list", "stages"],
@@ -120,9 +121,11 @@ def test_nothing_heavy_is_loaded_to_answer_a_question(arguments):
     code = (
         "import sys, run\n"
         "try:\n"
-        f"    run.main({arguments!r})\n"
-        "except SystemExit:\n"
-        "    pass\n"
+        f"    code = run.main({arguments!r})\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code\n"
+        "if code:\n"
+        "    sys.exit(code)\n"
         f"loaded = sorted(set({HEAVY!r}) & set(sys.modules))\n"
         "sys.exit(f'loaded: {loaded}' if loaded else 0)\n"
     )

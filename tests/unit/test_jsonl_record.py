@@ -23,7 +23,7 @@ def frame(pts=6144, captured_ns=0, **more):
 
 def detections(**more):
     values = {
-        "xyxy": np.array([[1.004, 2.006, 30.0, 25.555]], np.float32),
+        "xyxy": np.array([[1.004, 2.006, 30.0, 25.553]], np.float32),
         "score": np.array([0.91004], np.float32),
         "class_id": np.array([0]),
         "class_names": ("person",),
@@ -94,7 +94,9 @@ def masks():
         yield f"noise {k}", Mask(5, 3, rng.random((20, 25)) < rng.random())
 
 
-@pytest.mark.parametrize(("what", "mask"), masks(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("what", "mask"), list(masks()), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_run_lengths_equal_pycocotools(what, mask):
     picture = np.zeros((SIZE[1] + 200, SIZE[0] + 200), np.uint8, order="F")
     height, width = mask.bits.shape

@@ -56,8 +56,9 @@ def test_masks_do_not_overlap_and_the_nearer_object_owns_the_pixels():
         owners = np.zeros((SIZE[1], SIZE[0]), int)
         distances = []
         for mask in truth.detections.masks:
-            window = np.s_[mask.y : mask.y + mask.bits.shape[0], mask.x :][0], slice(
-                mask.x, mask.x + mask.bits.shape[1]
+            window = (
+                np.s_[mask.y : mask.y + mask.bits.shape[0], mask.x :][0],
+                slice(mask.x, mask.x + mask.bits.shape[1]),
             )
             owners[window] += mask.bits
             values = truth.depth.values[window][mask.bits]

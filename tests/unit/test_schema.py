@@ -161,7 +161,10 @@ class Outer(Config):
     ("value", "message"),
     [
         ({}, "f:1: sink 'x' needs the key 'path' (Where)"),
-        ({"path": "a", "inner": {"siez": 1}}, "f:1: unknown key 'siez' in 'inner' of sink 'x'; did"),
+        (
+            {"path": "a", "inner": {"siez": 1}},
+            "f:1: unknown key 'siez' in 'inner' of sink 'x'; did",
+        ),
         ({"path": "a", "inner": {"size": "b"}}, "f:1: 'inner.size' of sink 'x' is 'b': it should"),
         ({"path": "a", "text_px": [1]}, "f:1: 'text_px' of sink 'x' is [1]: it should be a valid"),
         ({"path": "a", "flags": [1, "b"]}, "f:1: 'flags.1' of sink 'x' is 'b': it should be"),

@@ -1,0 +1,88 @@
+"""Tiny real ONNX files, built in milliseconds, whose answers can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+YOLOV5_ROWS_32 = 63
+"""Rows of a yolov5 output for a 32x32 input: 3 anchors on 16 + 4 + 1 cells."""
+
+
+def save(path: Path, nodes, inputs, outputs, constants=(), metadata=None) -> Path:
+    """Write a checked model and return its path."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(array, name) for name, array in dict(constants).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    helper.set_model_props(model, metadata or {})
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def channel_means(path: Path, *, batch=1, size_wh=(8, 6), metadata=None) -> Path:
+    """Write a graph that answers 'mean' (b, 3): each channel's mean. `batch` may be None."""
+    width, height = size_wh
+    return save(
+        path,
+        [helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0)],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])],
+        [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [batch, 3])],
+        metadata=metadata,
+    )
+
+
+def rackfocus_metadata(names, **more) -> dict[str, str]:
+    """Return what our exporter writes into a file."""
+    own = {
+        "schema": 1,
+        "task": "detect",
+        "decoder": "yolov5",
+        "class_names": list(names),
+        "preprocessing": {},
+        **more,
+    }
+    return {"rackfocus": json.dumps(own)}
+
+
+def detector(path: Path, rows, *, batch=1, size_wh=(32, 32), metadata=None, gain=0.0) -> Path:
+    """Write a yolov5-form graph that finds `rows` in every picture.
+
+    Args:
+        path: where to write.
+        rows: (n, 5 + c): cx, cy, w, h in model pixels, objectness, class scores.
+        batch: pictures a run, None for open.
+        size_wh: None in it leaves that side open.
+        metadata: the file's own.
+        gain: the picture's mean, times this, is added to each objectness.
+    """
+    rows = np.asarray(rows, np.float32)
+    table = np.zeros((1, YOLOV5_ROWS_32, rows.shape[1]), np.float32)
+    table[0, : len(rows)] = rows
+    slope = np.zeros_like(table)
+    slope[0, : len(rows), 4] = gain
+    width, height = size_wh
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["brightness"], axes=[1, 2], keepdims=1),
+        helper.make_node("ReduceMean", ["brightness"], ["level"], axes=[3], keepdims=0),
+        helper.make_node("Mul", ["level", "slope"], ["change"]),
+        helper.make_node("Add", ["change", "table"], ["output"]),
+    ]
+    return save(
+        path,
+        nodes,
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, *table.shape[1:]])],
+        {"table": table, "slope": slope},
+        metadata,
+    )
