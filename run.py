@@ -8,150 +8,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
+from pipeline.arguments import given_flags, parse
 from pipeline.errors import RackfocusError, SinkError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.runner import Pipeline, RunResult
     from stages.build import Built
     from stages.plan import Plan
-
-EXIT_CODES: Final = "exit codes: 0 done, 1 the run failed, 2 usage or config, 130 stopped by you"
-
-EXAMPLES: Final = f"""\
-examples:
-  run.py run synthetic:shapes -o out.mp4 --duration 10
-  run.py run street.mp4 --model yolox_nano.onnx -o out.mp4 -o out.jsonl --report report.json
-  run.py run 0 --model yolox_nano.onnx
-  run.py run -c configs/file.yaml --set nms.score_threshold=0.5
-  run.py check configs/file.yaml
-  run.py list sinks
-
-{EXIT_CODES}"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint about an unknown flag names the nearest known one."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\n  {self.prog} --help lists what there is")
-
-    def flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings]
-
-
-def _run_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Run sources through the stages into sinks.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
-        help="a file, a folder or pattern of images, 0 or /dev/video0, synthetic:shapes",
-    )
-    add(
-        "-o",
-        dest="sinks",
-        action="append",
-        metavar="SINK",
-        help="out.mp4 | .mkv | .mov, out.jsonl, frames/%%06d.jpg, window, null; may repeat",
-    )
-    add("-c", dest="config", metavar="FILE.yaml", help="a configuration file; flags outrank it")
-    add("--model", metavar="NAME|FILE.onnx", help="the model; built in: shapes")
-    add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
-    add("--backend", metavar="auto|onnx", help="what runs the model")
-    _add_set(parser)
-    mode = parser.add_mutually_exclusive_group()
-    add_mode = mode.add_argument
-    add_mode("--live", action="store_true", help="stay fresh: drop frames rather than lag")
-    add_mode("--offline", action="store_true", help="process every frame, in order")
-    add("--report", metavar="FILE.json", help="write the run report; an older one is replaced")
-    add("--overwrite", action="store_true", help="replace output files that exist")
-    add("--duration", metavar="S", help="stop after S seconds of each source")
-    add("--max-frames", metavar="N", help="stop after N frames of each source")
-    how_much = parser.add_mutually_exclusive_group()
-    how_much.add_argument("--quiet", action="store_true", help="show failures only")
-    how_much.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
-
-
-def _check_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Validate a configuration file without running it.",
-        epilog=EXIT_CODES,
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="FILE.yaml", help="the configuration file")
-    _add_set(parser)
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
-
-
-def _list_parser(prog: str) -> _Parser:
-    parser = _Parser(prog=prog, description="Say what there is to choose from.", allow_abbrev=False)
-    parser.add_argument(
-        "topic", nargs="?", metavar="sources|stages|sinks|models|configs", help="only these"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set an option of a stage by kind or name, e.g. nms.score_threshold=0.4; may repeat",
-    )
-
-
-_COMMANDS: Final = {
-    "run": (_run_parser, "run sources through the stages into sinks"),
-    "check": (_check_parser, "validate a configuration file without running it"),
-    "list": (_list_parser, "say what sources, stages, sinks, models and configs there are"),
-}
-
-
-def _parse(argv: Sequence[str], prog: str) -> tuple[str, argparse.Namespace]:
-    """Return the command and its arguments; print help and exit where that is asked for."""
-    if not argv:
-        raise UsageError(f"no command; {prog} --help lists what there is")
-    if argv[0] in ("-h", "--help"):
-        commands = "\n".join(f"  {name:<8} {told}" for name, (_, told) in _COMMANDS.items())
-        print(f"usage: {prog} COMMAND ...\n\ncommands:\n{commands}\n\n{EXAMPLES}")
-        raise SystemExit(0)
-    command = argv[0]
-    if command not in _COMMANDS:
-        near = _did_you_mean(command, _COMMANDS)
-        raise UsageError(f"unknown command '{command}'{near} (commands: {', '.join(_COMMANDS)})")
-    parser = _COMMANDS[command][0](f"{prog} {command}")
-    # Intermixed: sources may stand before, between and after the flags.
-    arguments, unknown = parser.parse_known_intermixed_args(list(argv[1:]))
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        near = _did_you_mean(flag, parser.flags())
-        parser.error(f"unknown argument '{flag}'{near}")
-    return command, arguments
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _load(arguments: argparse.Namespace) -> Plan:
@@ -171,7 +39,7 @@ def _load(arguments: argparse.Namespace) -> Plan:
         except ConfigError as error:
             problems.add("", str(error))
     document = load_yaml(Path(arguments.config)) if arguments.config else None
-    config = load_config(document, _flags(arguments), assignments, problems)
+    config = load_config(document, given_flags(arguments), assignments, problems)
     plan = make_plan(config, problems) if config is not None else None
     if plan is not None:
         check_files(plan, problems)
@@ -179,30 +47,6 @@ def _load(arguments: argparse.Namespace) -> Plan:
     if plan is None:
         raise UsageError("the configuration cannot be used")
     return plan
-
-
-def _flags(arguments: argparse.Namespace) -> dict[str, tuple[object, str]]:
-    """Return the flags that were given as configuration keys: value, and place for messages."""
-    given = vars(arguments)
-    flags: dict[str, tuple[object, str]] = {}
-    for key, flag, place in (
-        ("sources", "sources", ""),
-        ("sinks", "sinks", "-o"),
-        ("model", "model", "--model"),
-        ("device", "device", "--device"),
-        ("backend", "backend", "--backend"),
-        ("report", "report", "--report"),
-        ("duration_s", "duration", "--duration"),
-        ("max_frames", "max_frames", "--max-frames"),
-    ):
-        if given.get(flag) not in (None, []):
-            flags[key] = (given[flag], place)
-    if given.get("overwrite"):
-        flags["overwrite"] = (True, "--overwrite")
-    for mode in ("live", "offline"):
-        if given.get(mode):
-            flags["mode"] = (mode, f"--{mode}")
-    return flags
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -322,10 +166,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from pipeline.problems import did_you_mean
     from stages.listing import TOPICS, listing
 
     if arguments.topic is not None and arguments.topic not in TOPICS:
-        near = _did_you_mean(arguments.topic, TOPICS)
+        near = did_you_mean(arguments.topic, TOPICS)
         raise UsageError(f"nothing to list called '{arguments.topic}'{near} ({', '.join(TOPICS)})")
     for line in listing(arguments.topic):
         print(line)
@@ -339,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 usage, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        command, parsed = _parse(arguments, Path(sys.argv[0]).name or "run.py")
+        command, parsed = parse(arguments, Path(sys.argv[0]).name or "run.py")
         code = _HANDLERS[command](parsed)
         sys.stdout.flush()
         return code

@@ -161,7 +161,9 @@ def essence(report: Mapping[str, Any]) -> list[str]:
     Notes are not among them: they were shown when they came up.
     """
     speed, ended = report["throughput"], report["exit"]
-    lines = [f"{report['mode']}: {ended['reason'].splitlines()[0]}"]
+    # The failure itself follows on stderr, with all its text.
+    how = "failed" if report["failures"] else ended["reason"]
+    lines = [f"{report['mode']}: {how}"]
     for name, stream in report["streams"].items():
         dropped = {why: n for why, n in stream["dropped"].items() if n}
         lost = ", ".join(f"{n} {why}" for why, n in dropped.items())

@@ -100,6 +100,8 @@ def explain(
     path: KeyPath,
     origins: Origins,
     problems: Problems,
+    *,
+    also_known: Iterable[str] = (),
 ) -> None:
     """Add one problem for each wrong value of a pydantic error.
 
@@ -110,6 +112,7 @@ def explain(
         path: where the section stands in the configuration.
         origins: where the values came from.
         problems: receives the sentences.
+        also_known: keys of the section that the class does not have.
     """
     wrong: dict[KeyPath, tuple[object, list[str]]] = {}
     for item in error.errors(include_url=False):
@@ -118,9 +121,12 @@ def explain(
         loc, section = _place(model, item["loc"])
         where = origins.where((*path, *loc))
         if item["type"] == "extra_forbidden":
-            known = section.model_fields if section is not None else ()
+            known = list(section.model_fields) if section is not None else []
+            known += also_known if len(loc) == 1 else ()
             inside = subject if len(loc) < 2 else f"'{'.'.join(map(str, loc[:-1]))}' of {subject}"
             problems.add(where, unknown_key(str(loc[-1]), inside, known))
+        elif item["type"] == "missing" and isinstance(loc[-1], int):
+            wrong.setdefault(loc[:-1], (item["input"], []))[1].append("it has too few values")
         elif item["type"] == "missing":
             field = section.model_fields.get(str(loc[-1])) if section is not None else None
             told = f" ({field.description.rstrip('.')})" if field and field.description else ""

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.problems import did_you_mean
 from pipeline.url import Url
 
-VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm")
+VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov")
 """Containers that the video sink writes."""
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Pictures that the image source reads."""
@@ -28,7 +28,7 @@ SOURCE_FORMS: Final = (
     "/dev/video0, or synthetic:shapes"
 )
 SINK_FORMS: Final = (
-    "a video file (.mp4, .mkv, .mov, .webm), a .jsonl file, numbered images such as "
+    "a video file (.mp4, .mkv, .mov), a .jsonl file, numbered images such as "
     "frames/%06d.jpg, window, or null"
 )
 

@@ -16,6 +16,7 @@ from pipeline.problems import Problems, did_you_mean
 from pipeline.stage import RunContext, Sink, Source, Stage
 from stages.plan import Part, Plan
 from stages.sinks import paths
+from stages.sinks.containers import container_for
 
 if TYPE_CHECKING:
     from stages.infer import InferConfig
@@ -157,28 +158,37 @@ def _place(part: Part, plan: Plan, option: str) -> str:
     return plan.origins.where(part.component.option_path(option))
 
 
+def _read_paths(part: Part) -> list[str]:
+    """Return the paths a source reads: patterns stay patterns; none for a camera."""
+    value = getattr(part.config, "path", None)
+    if value is None:
+        return []
+    return [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+
+
 def _check_source(part: Part, problems: Problems) -> None:
-    text = _path(part)
-    if text is None:
-        return
-    path, where = Path(text), part.where
-    if part.kind.name == "images" and any(sign in text for sign in _GLOB_SIGNS):
-        if not path.exists() and not any(_glob(path)):
-            problems.add(where, f"source '{text}': no file fits the pattern (in {Path.cwd()})")
-        return
+    for text in _read_paths(part):
+        complaint = _missing(text, part.kind.name)
+        if complaint:
+            problems.add(part.where, f"source '{text}': {complaint}")
+
+
+def _missing(text: str, kind: str) -> str:
+    """Return why a source's path cannot be read; "" where it can."""
+    path = Path(text)
     if path.exists():
-        if part.kind.name == "file" and path.is_dir():
-            problems.add(where, f"source '{text}' is a folder; the kind for it is images")
-        elif part.kind.name == "file" and path.is_file() and path.stat().st_size == 0:
-            problems.add(where, f"source '{text}' is an empty file (0 bytes)")
-        return
+        if kind == "file" and path.is_dir():
+            return "this is a folder; the kind for it is images"
+        if path.is_file() and path.stat().st_size == 0:
+            return "the file is empty (0 bytes)"
+        return ""
+    if kind == "images" and any(sign in text for sign in _GLOB_SIGNS):
+        return "" if any(_glob(path)) else f"no file fits the pattern (looked in {Path.cwd()})"
     siblings: list[str] = []
     if path.parent.is_dir():
         siblings = [sibling.name for sibling in path.parent.iterdir()]
-    near = did_you_mean(path.name, siblings)
-    if not path.is_absolute():
-        near += f" (looked in {Path.cwd()})"
-    problems.add(where, f"source '{text}': no such file{near}")
+    looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+    return f"no such file{did_you_mean(path.name, siblings)}{looked}"
 
 
 def _glob(pattern: Path) -> Iterator[Path]:
@@ -202,6 +212,8 @@ def _check_sink(part: Part, path: str, plan: Plan, where: str, problems: Problem
     streams = [source.name for source in plan.sources]
     label = f"sink '{part.name}'"
     try:
+        if part.kind.name == "video":
+            container_for(path, getattr(part.config, "codec", "h264"), label)
         if part.kind.name in _ONE_FILE_A_STREAM:
             paths.check_streams(path, streams, sink=label)
         targets = dict.fromkeys(paths.for_stream(path, stream) for stream in streams)
@@ -218,19 +230,17 @@ def _check_sink(part: Part, path: str, plan: Plan, where: str, problems: Problem
 
 
 def _check_not_source(path: str, source: Part, label: str, where: str, problems: Problems) -> None:
-    read = _path(source)
-    if read is None:
-        return
     target = paths.for_stream(path, source.name)
-    one, other = Path(target), Path(read)
-    # samefile sees hard links too, but needs both to exist.
-    same = one.exists() and other.exists() and one.samefile(other)
-    if same or one.resolve() == other.resolve():
-        problems.add(
-            where,
-            f"{label}: {target} is the input '{source.name}'; writing would destroy it; "
-            "choose another path for the output",
-        )
+    for read in _read_paths(source):
+        one, other = Path(target), Path(read)
+        # samefile sees hard links too, but needs both to exist.
+        same = one.exists() and other.exists() and one.samefile(other)
+        if same or one.resolve() == other.resolve():
+            problems.add(
+                where,
+                f"{label}: {target} is the input '{source.name}'; writing would destroy it; "
+                "choose another path for the output",
+            )
 
 
 def _claim(written: dict[str, str], path: str, label: str, where: str, problems: Problems) -> None:

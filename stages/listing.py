@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import ByteSize
+from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
 from pipeline.config import Config
@@ -84,7 +84,10 @@ def type_name(annotation: Any) -> str:  # noqa: ANN401 - whatever stands behind 
         str: "text",
         ByteSize: "bytes",
         type(None): "none",
+        object: "text or map",
     }
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "map"
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -95,7 +98,9 @@ def _value(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_value, value))}]"
-    return str(value)
+    if isinstance(value, BaseModel):
+        return "as listed below"
+    return str(value) or "''"
 
 
 def _models() -> Iterator[str]:

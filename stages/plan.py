@@ -142,7 +142,7 @@ def _drafts(
         if kind is None:
             known = sorted(TABLES[role])
             problems.add(
-                origins.where((*component.path, *component.inner)),
+                origins.where((*component.path, *(component.inner or ("kind",)))),
                 f"unknown {role} kind {show(name)}{did_you_mean(name, known)} "
                 f"(known {_PLURAL[role]}: {', '.join(known)})",
             )
@@ -215,6 +215,9 @@ def _assign(
         (f for g in (stages, sinks, sources) if (f := [d for d in g if d.kind.name == root])), []
     )
     targets = named or by_kind
+    if keys == ["name"]:
+        problems.add(assignment.where, "a name is given in the file, where the part stands")
+        return
     if len(targets) == 1:
         _set(targets[0], keys, assignment.value, assignment.where, origins)
         return
@@ -324,6 +327,14 @@ def _validate(draft: _Draft, name: str, origins: Origins, problems: Problems) ->
         config = model.model_validate(dict(component.options))
     except ValidationError as error:
         subject = f"{draft.kind.role} '{component.name or draft.kind.name}'"
-        explain(error, model, subject, component.option_path(), origins, problems)
+        explain(
+            error,
+            model,
+            subject,
+            component.option_path(),
+            origins,
+            problems,
+            also_known=("name",) if component.inner else ("kind", "name"),
+        )
         return None
     return Part(draft.kind, name, config, component, where)

@@ -54,16 +54,17 @@ class Recipe:
     threads: int = 2
 
 
-def build(seed: int = 0) -> Yolo:
-    """Return the untrained network."""
+def build(seed: int = 0, config: YoloConfig = NETWORK) -> Yolo:
+    """Return the untrained network; its first weights follow from `seed`."""
     torch.manual_seed(seed)
-    return Yolo(NETWORK)
+    return Yolo(config)
 
 
 def train(
     recipe: Recipe,
     folder: Path,
     *,
+    config: YoloConfig = NETWORK,
     data: ShapesData | None = None,
     say: Callable[[str], None] = print,
 ) -> Yolo:
@@ -72,6 +73,7 @@ def train(
     Args:
         recipe: see there.
         folder: gets `checkpoint.pt` every 250 steps and `log.csv`, a line every 50.
+        config: which network.
         data: pictures to use instead of drawing `recipe.pictures`.
         say: gets a line now and then.
 
@@ -84,7 +86,7 @@ def train(
     if data is None:
         data = draw_training_set(recipe.pictures, recipe.seed)
         say(f"drew {len(data)} pictures in {time.monotonic() - wall_0:.0f} s")
-    run = _Run(recipe, build(recipe.seed))
+    run = _Run(recipe, build(recipe.seed, config))
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)

@@ -17,6 +17,10 @@ import numpy as np
 from pipeline.detections import Detections
 from pipeline.frame import Frame
 from pipeline.stage import RunContext
+from stages.infer import InferConfig, InferStage
+from stages.model import load_model
+from stages.nms import NmsConfig, NmsStage
+from stages.preprocess import PreprocessConfig, PreprocessStage
 from stages.sources.scenes import CLASS_NAMES
 from stages.sources.synthetic import SyntheticConfig, SyntheticSource
 
@@ -57,31 +61,23 @@ class OnnxDetector:
     """One picture at a time through a model file, by the project's stages."""
 
     def __init__(self, model: Path, score_threshold: float = 0.01) -> None:
-        from stages.infer import InferConfig, InferStage
-        from stages.model import load_model
-        from stages.nms import NmsConfig, NmsStage
-        from stages.preprocess import PreprocessConfig, PreprocessStage
-
-        loaded = load_model(str(model))
-        self._stages = (
-            PreprocessStage(PreprocessConfig(), "preprocess", loaded),
-            InferStage(InferConfig(), "infer", loaded),
-            # The low threshold is what COCO's measure expects: it judges the whole curve.
-            NmsStage(NmsConfig(score_threshold=score_threshold), "nms", loaded),
-        )
-        for stage in self._stages:
+        settings = InferConfig(model=str(model), device="cpu")
+        loaded = load_model(settings, lambda _: None)
+        self._preprocess = PreprocessStage(PreprocessConfig(), "preprocess", loaded)
+        self._infer = InferStage(settings, "infer", loaded)
+        # The low threshold is what COCO's measure expects: it judges the whole curve.
+        self._nms = NmsStage(NmsConfig(score_threshold=score_threshold), "nms", loaded)
+        for stage in (self._preprocess, self._infer, self._nms):
             stage.open(RunContext())
 
     def __call__(self, frame: Frame) -> Detections:
         """Return what is found in the frame."""
-        items = [frame]
-        for stage in self._stages:
-            items = list(stage.process(items))
-        return items[0].detections
+        (done,) = self._nms.process(self._infer.process(self._preprocess.process([frame])))
+        return done.detections or Detections.empty(CLASS_NAMES)
 
     def close(self) -> None:
         """Release the session."""
-        for stage in self._stages:
+        for stage in (self._nms, self._infer, self._preprocess):
             stage.close()
 
 

@@ -117,6 +117,7 @@ class VideoEncoder:
         self._colors = colors
         self._interval_ticks = max(1, int(Fraction(keyframe_interval_s) / time_base))
         self._key_at: int | None = None
+        self._durations: dict[int, int] = {}
         self._time_base = time_base
         self._reformatter = VideoReformatter()
         hertz = rate_hz or _GUESSED_HZ
@@ -173,11 +174,22 @@ class VideoEncoder:
         if self._key_at is None or pts - self._key_at >= self._interval_ticks:
             frame.pict_type = PictureType.I
             self._key_at = pts
-        return self.stream.encode(frame)
+        self._durations[pts] = duration
+        return self._timed(self.stream.encode(frame))
 
     def drain(self) -> list[Packet[Any]]:
         """Return the packets that were held back; nothing can be encoded afterwards."""
-        return self.stream.encode(None)
+        return self._timed(self.stream.encode(None))
+
+    def _timed(self, packets: list[Packet[Any]]) -> list[Packet[Any]]:
+        """Give packets their frames' durations.
+
+        libvpx leaves them out, and an mp4 whose last packet has none hides its last frame.
+        """
+        for packet in packets:
+            if packet.pts is not None and packet.pts in self._durations:
+                packet.duration = self._durations.pop(packet.pts)
+        return packets
 
 
 def _options(name: str, preset: str, quality: int, ahead: int) -> dict[str, str]:

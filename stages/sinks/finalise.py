@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,16 @@ import av
 from pipeline.errors import SinkError
 
 
-def index_in_front(path: Path, muxer: str, chapters: Sequence[dict[str, object]]) -> None:
+def index_in_front(
+    path: Path, muxer: str, chapters: Sequence[dict[str, object]], last_s: Fraction
+) -> None:
     """Rewrite `path` with the index in front.
+
+    Args:
+        path: A fragmented mp4 or mov, closed.
+        muxer: FFmpeg's name of the format.
+        chapters: PyAV chapters to add.
+        last_s: How long the last video frame is shown, seconds.
 
     Raises:
         SinkError: the copy differs from the original, which is left as it was.
@@ -26,7 +35,7 @@ def index_in_front(path: Path, muxer: str, chapters: Sequence[dict[str, object]]
     """
     copy = path.with_name(f".{path.name}.finalising")
     try:
-        _copy(path, copy, muxer, chapters)
+        _copy(path, copy, muxer, chapters, last_s)
         before, after = _timestamps(path), _timestamps(copy)
         if before != after:
             raise SinkError(f"the copy of {path} does not match it: {_difference(before, after)}")
@@ -38,7 +47,9 @@ def index_in_front(path: Path, muxer: str, chapters: Sequence[dict[str, object]]
             copy.unlink(missing_ok=True)
 
 
-def _copy(path: Path, copy: Path, muxer: str, chapters: Sequence[dict[str, object]]) -> None:
+def _copy(
+    path: Path, copy: Path, muxer: str, chapters: Sequence[dict[str, object]], last_s: Fraction
+) -> None:
     with (
         av.open(str(path)) as source,
         av.open(str(copy), "w", format=muxer, options={"movflags": "+faststart"}) as target,
@@ -56,6 +67,10 @@ def _copy(path: Path, copy: Path, muxer: str, chapters: Sequence[dict[str, objec
             target.set_chapters(cast(Any, list(chapters)))
         for packet in source.demux():
             if packet.dts is not None:
+                if not packet.duration and packet.stream.type == "video":
+                    # Fragments of VP9 come back without; it matters for the last frame only, which
+                    # players would hide. The others last until the next one.
+                    packet.duration = round(last_s / packet.time_base)
                 packet.stream = streams[packet.stream.index]
                 target.mux_one(packet)
 

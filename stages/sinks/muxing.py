@@ -313,12 +313,13 @@ class VideoFile:
     # -- ending ------------------------------------------------------------------------------
 
     def _finalise(self) -> None:
-        end_s = None
-        if self._last is not None:
-            end_s = (self._last[1] + self._last[2]) * self._timeline.time_base
-        chapters = shifted_chapters(self._chapters, self._timeline.shift_s, end_s)
+        if self._last is None:
+            return
+        _, pts, duration = self._last
+        base = self._timeline.time_base
+        chapters = shifted_chapters(self._chapters, self._timeline.shift_s, (pts + duration) * base)
         try:
-            index_in_front(Path(self._path), self._spec.format, chapters)
+            index_in_front(Path(self._path), self._spec.format, chapters, duration * base)
         except (av.FFmpegError, OSError, ValueError, SinkError) as error:
             self._details["index"] = "fragments"
             self._note(

@@ -83,18 +83,17 @@ class SideTracks:
         """Make the output's tracks. `shift_s` is added to every packet's time."""
         self._shift_s = shift_s
         for index, track in enumerate(self._reader.tracks):
-            entry: dict[str, object] = {"kind": track.kind, "codec": track.codec}
+            codec = _canonical(track.codec)
+            entry: dict[str, object] = {"kind": track.kind, "codec": codec}
             if track.language:
                 entry["language"] = track.language
             self.details.append(entry)
             self._entries[index] = entry
             try:
-                writer = self._writer(output, container, track, entry)
+                writer = self._writer(output, container, track, codec, entry)
             except (av.FFmpegError, ValueError, KeyError) as error:
                 entry["handling"] = "left out"
-                self._note(
-                    f"{self._name}: the {track.kind} track ({track.codec}) was left out: {error}"
-                )
+                self._note(f"{self._name}: the {track.kind} track ({codec}) was left out: {error}")
                 continue
             if writer is not None:
                 self._writers[index] = writer
@@ -107,9 +106,9 @@ class SideTracks:
         output: OutputContainer,
         container: Container,
         track: SideTrack,
+        codec: str,
         entry: dict[str, object],
     ) -> _Copy | AudioTranscoder | None:
-        codec = _canonical(track.codec)
         if track.kind == "audio" and codec in container.audio:
             entry["handling"] = "copied"
             return _Copy(output, track)
@@ -117,7 +116,7 @@ class SideTracks:
             transcoder = AudioTranscoder(output, track.template, container.audio_encoder)
             entry["handling"] = f"transcoded to {transcoder.codec}"
             self._note(
-                f"{self._name}: {track.codec} audio cannot be copied into {container.format}; "
+                f"{self._name}: {codec} audio cannot be copied into {container.format}; "
                 f"it is transcoded to {transcoder.codec}"
             )
             return transcoder
@@ -125,9 +124,9 @@ class SideTracks:
             entry["handling"] = "copied"
             return _Copy(output, track)
         entry["handling"] = "left out"
-        remedy = "; .mkv can" if container.fragmented and track.codec != "mov_text" else ""
+        remedy = "; .mkv can" if container.fragmented and codec != "mov_text" else ""
         self._note(
-            f"{self._name}: {container.format} cannot hold the {track.codec} subtitles, "
+            f"{self._name}: {container.format} cannot hold the {codec} subtitles, "
             f"so they are left out{remedy}"
         )
         return None

@@ -26,7 +26,7 @@ _ANNOUNCING: Final = frozenset({"matroska", "webm", "flv", "asf"})
 _SLACK_S: Final = Fraction(1)
 # Matroska's statistics name the end of each stream exactly, but for the last frame's duration.
 _TAG: Final = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-_TAG_SLACK_S: Final = Fraction(1, 4)
+_TAG_SLACK_S: Final = Fraction(1, 10)
 # H.264 and HEVC keep at most 16 pictures for reordering.
 _MAX_REORDER: Final = 16
 # Containers go on behind a damaged place; one that fails this often in a row is at its end.
@@ -61,7 +61,7 @@ class Decoding:
         self.missing = None
         self._failure: str | None = None
         self._packets = 0
-        self._end_s: Fraction | None = None
+        self._ends_s: dict[int, Fraction] = {}
         self._container = open_media(path)
         try:
             self._video = choose_stream(self._container, path, stream)
@@ -212,8 +212,8 @@ class Decoding:
         if stamp is None or packet.time_base is None:
             return
         end_s = (stamp + (packet.duration or 0)) * packet.time_base
-        if self._end_s is None or end_s > self._end_s:
-            self._end_s = end_s
+        index = packet.stream_index
+        self._ends_s[index] = max(end_s, self._ends_s.get(index, end_s))
 
     def _damage(self, error: av.error.FFmpegError) -> None:
         if isinstance(error, av.error.MemoryError):
@@ -231,27 +231,30 @@ class Decoding:
                     f"the file is cut off: it has {self._packets} of {announced} frames announced"
                 )
             return self.missing
-        announced_s, slack_s = self._announced_end(names)
-        if announced_s is None or (self._end_s or 0) >= announced_s - slack_s:
+        announced_s, end_s, slack_s = self._announced_end(names)
+        if announced_s is None or end_s >= announced_s - slack_s:
             return self.missing
         return (
-            f"the file is cut off: it ends at {float(self._end_s or 0):.1f} s of "
+            f"the file is cut off: it ends at {float(end_s):.1f} s of "
             f"{float(announced_s):.1f} s announced"
         )
 
-    def _announced_end(self, names: set[str]) -> tuple[Fraction | None, Fraction]:
-        """Return when the file ends by its header, seconds, and how much earlier is no loss."""
+    def _announced_end(self, names: set[str]) -> tuple[Fraction | None, Fraction, Fraction]:
+        """Return the end by the header, the end that was found, and the slack between, seconds."""
         base = self._video.time_base or Fraction(1)
+        video_end_s = self._ends_s.get(self._index, Fraction(0))
+        last_end_s = max(self._ends_s.values(), default=Fraction(0))
         if "avi" in names:
             # FFmpeg's duration is guessed from the file's size where the index is lost.
-            return self._video.frames * base or None, _SLACK_S
+            return self._video.frames * base or None, video_end_s, _SLACK_S
         tag = _TAG.fullmatch(self._video.metadata.get("DURATION", ""))
         if tag:
             hours, minutes, seconds = tag.groups()
             rate = self._video.average_rate
             end_s = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-            return end_s, max(_TAG_SLACK_S, 3 / rate if rate else Fraction(0))
+            return end_s, video_end_s, max(_TAG_SLACK_S, 3 / rate if rate else Fraction(0))
         if names & _ANNOUNCING and self._container.duration is not None:
             start = self._container.start_time or 0
-            return Fraction(start + self._container.duration, av.time_base), _SLACK_S
-        return None, _SLACK_S
+            announced_s = Fraction(start + self._container.duration, av.time_base)
+            return announced_s, last_end_s, _SLACK_S
+        return None, last_end_s, _SLACK_S

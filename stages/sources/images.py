@@ -31,7 +31,7 @@ class ImagesConfig(Config):
     """Pictures (PNG, JPEG, WebP, TIFF, BMP) as a video, in natural order: img2 before img10."""
 
     path: str | tuple[str, ...] = Field(
-        description="a directory, a pattern such as 'shots/*.png', or a list of files (kept in order)"
+        description="a directory, a pattern such as 'shots/*.png', or a list of files, in order"
     )
     fps: str = Field("25", description="frames per second: 25, 12.5 or 30000/1001")
 
@@ -51,9 +51,9 @@ class ImagesConfig(Config):
 class ImagesSource(Source):
     """Reads pictures one by one; frame k has pts k in a time base of one frame duration.
 
-    A file that cannot be read as a picture is counted ("corrupt") and skipped; the others keep their
-    places in time. Sizes may change from frame to frame. 16 bit is scaled to 8, transparency is
-    dropped, gray becomes BGR, EXIF orientation is applied. `Frame.meta["path"]` is the file.
+    A file that cannot be read as a picture is counted ("corrupt") and skipped; the others keep
+    their places in time. Sizes may change from frame to frame. 16 bit is scaled to 8, transparency
+    is dropped, gray becomes BGR, EXIF orientation is applied. `Frame.meta["path"]` is the file.
     """
 
     live = False

@@ -60,6 +60,7 @@ class Timeline(Generic[T]):
         self._stamps: list[int] = []
         self._held: tuple[T, int | None, int | None, bool] | None = None
         self._last: int | None = None
+        self._last_good = 0
         self._offset = 0
 
     def push(self, item: T, pts: int | None, duration: int | None = None) -> Iterator[Stamped[T]]:
@@ -105,19 +106,22 @@ class Timeline(Generic[T]):
         if pts is not None and (last is None or pts > last):
             if last is not None and not moved:
                 self._step = duration or pts - last
-            self._last = pts
+            self._last, self._last_good = pts, raw
             return Stamped(item, pts, duration, repaired=moved)
         if last is None:
             # Nothing before it, and no stamp of its own: one step before the next one, or zero.
             start = 0 if after is None else after - self._step
-            self._last = start
+            self._last = self._last_good = start
             return Stamped(item, start, None, repaired=True)
-        if pts is not None and raw is not None and after is not None and pts < after <= last:
-            self._last = last + self._step
+        if raw is not None and following is not None and raw < following <= self._last_good:
+            self._last, self._last_good = last + self._step, raw
             self._offset = self._last - raw
             return Stamped(item, self._last, duration, repaired=True, discontinuity=True)
         between = last + self._step
-        if after is not None and last < after <= between:
+        if after is not None and after <= last and pts is not None:
+            # One of several repeated ones: huddled, so that the next good one is still ahead.
+            between = last + max(1, self._step // 8)
+        elif after is not None and last < after <= between:
             between = max(last + 1, (last + after) // 2)
         self._last = between
         return Stamped(item, between, None, repaired=True)

@@ -1,4 +1,4 @@
-"""What every stage must do, whatever it does: one call checks a kind of stage against the contract."""
+"""What every stage must do, whatever it does: one call checks a kind against the contract."""
 
 from __future__ import annotations
 

@@ -131,6 +131,7 @@ def test_a_real_clip_through_a_real_detector(cli, tmp_path, assets):
         (["run", SCENE, "-o", "null", "--live", "--offline"], "not allowed with argument"),
         (["run", SCENE, "-o", "null", "--set", "nms"], "expected KEY=VALUE"),
         (["run", SCENE, "-o", "none/out.mp4"], "the folder none does not exist"),
+        (["run", SCENE, "-o", "a.mov", "--set", "video.codec=vp9"], ".mov files cannot hold vp9"),
         (["run", SCENE, "-o", "out.txt"], "extension '.txt' is not known"),
         (["run", SCENE, "-o", "a.jsonl", "-o", "./a.jsonl"], "both write"),
         (["run", SCENE, "-o", "a.jsonl", "--report", "a.jsonl"], "both write"),

@@ -22,7 +22,7 @@ CLIPS = {"car-detection.mp4": 20, "one-by-one-person-detection.mp4": 60, "vtest_
 FACES = {"peekingduck_wave.mp4": 20, "vtest_gk.mp4": 60}
 # Model, reference, clips with one frame in how many, then the share that must match, at which IoU.
 # Both run the same arithmetic in another order, so what is left is rounding. It is largest for the
-# 8-bit graphs: they choose their activations' scale by each picture, and one step of it moves a score
+# 8-bit graphs: they choose their activations' scale by each picture, and one step moves a score
 # by up to 0.02.
 CASES = [
     ("yolox_nano_iinfer", "yolox", 1, 0.995, 0.98),
@@ -31,7 +31,7 @@ CASES = [
     ("nanodet_m_320_hpc203", "nanodet", 2, 0.99, 0.95),
     ("yolo_fastestv2_hpc203", "fastestv2", 2, 0.99, 0.95),
     ("yolov8n_int8_udaypartha", "yolov8", 2, 0.99, 0.95),
-    ("yolov8n-seg_int8", "yolov8", 2, 0.99, 0.95),
+    ("yolov8n-seg_int8", "yolov8", 4, 0.99, 0.95),
     ("converted/ssd_mobilenet", "tflite_ssd", 2, 0.99, 0.95),
     ("ultraface_version-RFB-320", "ultraface", 1, 0.99, 0.95),
 ]

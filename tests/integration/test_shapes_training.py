@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 
@@ -21,13 +22,27 @@ from models.train.shapes_data import (  # noqa: E402
     letterbox,
 )
 from models.train.shapes_export import export_shapes  # noqa: E402
-from models.yolo import Scored  # noqa: E402
+from models.yolo import Scored, YoloConfig  # noqa: E402
 from pipeline.errors import ModelError  # noqa: E402
 from stages.decoders.decoder import Preprocessing  # noqa: E402
 from stages.fitting import Fitter  # noqa: E402
 from stages.sources.scenes import CLASS_NAMES, ShapesScene  # noqa: E402
 
 pytestmark = [pytest.mark.needs_torch]
+
+# The shipped network's form, small enough to learn something within seconds.
+TINY = YoloConfig(len(CLASS_NAMES), (8, 8, 16, 16, 16), (1, 1, 1, 1), 1, 8)
+RECIPE = Recipe(
+    steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=2, ema_decay=0.5, threads=1
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +53,8 @@ def data():
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    threads = torch.get_num_threads()
-    recipe = Recipe(steps=14, batch_size=4, warmup_steps=2, ema_decay=0.7)
-    network = train(recipe, folder, data=data, say=lambda line: None)
-    yield network, folder
-    torch.set_num_threads(threads)
+    network = train(RECIPE, folder, config=TINY, data=data, say=lambda line: None)
+    return network, folder
 
 
 def losses(network, data):
@@ -59,17 +71,15 @@ def losses(network, data):
 
 def test_training_lowers_the_loss(trained, data):
     # In training mode, so that the untrained network's normalisation is no handicap.
-    before = losses(build(0).train(), data)
-    after = losses(trained[0].train(), data)
-    trained[0].eval()
-    assert after < 0.7 * before
+    before = losses(build(0, TINY).train(), data)
+    after = losses(copy.deepcopy(trained[0]).train(), data)
+    assert after < 0.8 * before, (before, after)
 
 
 def test_a_run_leaves_a_log_and_a_checkpoint_that_completes_at_once(trained, data):
     network, folder = trained
     assert (folder / "log.csv").read_text().splitlines()[1].startswith("1,")
-    recipe = Recipe(steps=14, batch_size=4)
-    again = train(recipe, folder, data=data, say=lambda line: None)
+    again = train(RECIPE, folder, config=TINY, data=data, say=lambda line: None)
     assert weights_sha256(again) == weights_sha256(network)
 
 
@@ -111,7 +121,6 @@ def test_the_export_answers_like_torch_and_describes_itself(trained, tmp_path):
         # torch.export and onnxscript warn of their own future.
         warnings.simplefilter("ignore")
         parity = export_shapes(network, path)
-    assert path.stat().st_size < 2_000_000
     assert not list(tmp_path.glob("*.part"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

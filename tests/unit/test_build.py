@@ -110,7 +110,7 @@ def test_a_device_without_a_model_stage_is_an_error():
             "--set nsm.score_threshold: 'nsm' is not known; did you mean 'n",
         ),
         ("video.crf=20", "--set video.crf: 'video' is not known"),
-        ("null.x=20", "--set null.x: unknown key 'x' in sink 'null' (it has no options)"),
+        ("null.x=20", "--set null.x: unknown key 'x' in sink 'null' (known keys: kind, name)"),
     ],
 )
 def test_set_is_checked_against_the_kind(assignment, message):

@@ -1,4 +1,4 @@
-"""Suppression on cases worked out by hand: who survives, in which order, with which score and box."""
+"""Suppression worked out by hand: who survives, in which order, with which score and box."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_iou_and_its_generalised_form():
 
 def scene(boxes, kinds, input_hw=(64, 64)):
     """Return predictions that are far off everywhere, and the targets as tensors."""
-    centres, strides = cell_centres(*input_hw, torch.device("cpu"))
+    centres, _ = cell_centres(*input_hw, torch.device("cpu"))
     rows = torch.zeros(1, len(centres), 8)
     rows[0, :, :2], rows[0, :, 2:4] = centres, 8.0
     rows[..., 4:] = -4.0
