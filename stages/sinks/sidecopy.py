@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 import av
+from av.bitstream import BitStreamFilterContext
 from av.container import OutputContainer
 from av.packet import Packet
 
@@ -26,18 +27,32 @@ _READ_ERRORS: Final = (av.FFmpegError, RackfocusError, OSError)
 
 
 class _Copy:
-    """One copied track."""
+    """One copied track.
 
-    def __init__(self, container: OutputContainer, track: SideTrack) -> None:
+    AAC of broadcasts and old AVI files has an ADTS header on each packet, which mp4 and Matroska
+    keep once for the whole track: it is taken off, the coded audio stays as it is.
+    """
+
+    def __init__(self, container: OutputContainer, track: SideTrack, codec: str) -> None:
         template: Any = track.template
         # opaque: copied as it is; otherwise the decoder's name is looked up among encoders.
         self.stream = container.add_stream_from_template(template, opaque=True)
         if template.time_base is not None:
             self.stream.time_base = template.time_base
 
+        self._template = template
+        self._unwrap: BitStreamFilterContext | None = None
+        self._undecided = codec == "aac" and not template.codec_context.extradata
+
     def packets(self, packet: Packet[Any]) -> list[Packet[Any]]:
-        packet.stream = self.stream
-        return [packet]
+        if self._undecided:
+            self._undecided = False
+            if len(packet_head := bytes(packet)[:2]) == 2 and _is_adts(packet_head):
+                self._unwrap = BitStreamFilterContext("aac_adtstoasc", self._template, self.stream)
+        made = [packet] if self._unwrap is None else self._unwrap.filter(packet)
+        for each in made:
+            each.stream = self.stream
+        return made
 
     def drain(self) -> list[Packet[Any]]:
         return []
@@ -111,7 +126,7 @@ class SideTracks:
     ) -> _Copy | AudioTranscoder | None:
         if track.kind == "audio" and codec in container.audio:
             entry["handling"] = "copied"
-            return _Copy(output, track)
+            return _Copy(output, track, codec)
         if track.kind == "audio":
             transcoder = AudioTranscoder(output, track.template, container.audio_encoder)
             entry["handling"] = f"transcoded to {transcoder.codec}"
@@ -122,7 +137,7 @@ class SideTracks:
             return transcoder
         if codec in container.subtitles:
             entry["handling"] = "copied"
-            return _Copy(output, track)
+            return _Copy(output, track, codec)
         entry["handling"] = "left out"
         remedy = "; .mkv can" if container.fragmented and codec != "mov_text" else ""
         self._note(
@@ -187,6 +202,11 @@ class SideTracks:
         pts = round(start_s / base)
         lag = packet.pts - packet.dts if packet.pts is not None and packet.dts is not None else 0
         packet.pts, packet.dts = pts, pts - lag
+
+
+def _is_adts(head: bytes) -> bool:
+    # ISO/IEC 14496-3, 1.A.2.2: 12 bits of sync word, then layer 0.
+    return head[0] == 0xFF and head[1] & 0xF6 == 0xF0
 
 
 def _canonical(codec: str) -> str:

@@ -55,7 +55,7 @@ def open_media(path: Path) -> av.container.InputContainer:
 def choose_stream(
     container: av.container.InputContainer, path: Path, wanted: int | None
 ) -> av.VideoStream:
-    """Return the video stream asked for, or the best (FFmpeg's choice: default mark, size, frames).
+    """Return the video stream asked for, or the best: marked as default, then the largest, the first.
 
     Raises:
         SourceError: there is none, or not this one; the text lists those that are there.
@@ -67,12 +67,17 @@ def choose_stream(
     if wanted is not None and wanted >= len(videos):
         choices = ", ".join(f"{k}: {_describe(s)}" for k, s in enumerate(videos))
         raise SourceError(f"{path} has no video stream {wanted}; there are {choices}")
-    best = container.streams.best("video")
-    video = best if best in videos and isinstance(best, av.VideoStream) else videos[0]
-    video = video if wanted is None else videos[wanted]
+    # max keeps the first of equals.
+    video = max(videos, key=_rank) if wanted is None else videos[wanted]
     if video.codec_context is None:
         raise SourceError(f"{path}: no decoder for its video stream in this build of FFmpeg")
     return video
+
+
+def _rank(stream: av.VideoStream) -> tuple[bool, bool, int]:
+    context = stream.codec_context
+    area = context.width * context.height if context is not None else 0
+    return context is not None, bool(stream.disposition & Disposition.default), area
 
 
 def _describe(stream: av.stream.Stream) -> str:

@@ -10,7 +10,8 @@ The rule, in this order; good timestamps pass untouched:
    decoder's display order and take the stamps of a sliding window of `reorder` + 1 pictures in
    sorted order. That is exact as long as no picture is displaced by more than `reorder`.
 2. Missing: one step after the frame before, or between its neighbours where that is too late.
-3. Repeated or going back while the next one is good again: between its neighbours, at most a step.
+3. Repeated or going back while the next one is good again: between its neighbours, at most a step;
+   while the next one is not: an eighth of a step later, so that good ones to come are still ahead.
 4. Going back for good (the next one continues from there: a splice, a clock that was reset): the
    rest is moved to continue one step after the last frame; its first frame is a discontinuity.
 """
@@ -103,7 +104,7 @@ class Timeline(Generic[T]):
         pts = None if raw is None else raw + self._offset
         after = None if following is None else following + self._offset
         last = self._last
-        if pts is not None and (last is None or pts > last):
+        if raw is not None and pts is not None and (last is None or pts > last):
             if last is not None and not moved:
                 self._step = duration or pts - last
             self._last, self._last_good = pts, raw

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 
 NUMBER_BITS = 16
 COLUMNS = 8
@@ -163,6 +164,7 @@ def _encodable(picture, pix_fmt, color):
         format=pix_fmt,
         dst_colorspace=color.get("colorspace", 5),
         dst_color_range=color.get("color_range", 1),
+        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
     )
 
 

@@ -43,6 +43,24 @@ def cli(tmp_path):
     return run
 
 
+@pytest.fixture
+def inside(capsys, monkeypatch, tmp_path):
+    """The same in this process, to be quick; `cli` shows that a process of its own does as much."""
+    import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+    def call(*arguments):
+        code = run.main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, told.out, told.err)
+
+    return call
+
+
 def write(folder, text, name="run.yaml"):
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -70,34 +88,34 @@ def test_a_run_ends_in_outputs_a_report_and_zero(cli, tmp_path):
     assert "report: r.json" in done.stdout
 
 
-def test_limits_and_quiet(cli, tmp_path):
+def test_limits_and_quiet(inside, tmp_path):
     bare(tmp_path)
-    done = cli("run", "-c", "run.yaml", "--max-frames", 5, "--quiet")
+    done = inside("run", "-c", "run.yaml", "--max-frames", 5, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
 
 
-def test_duration_counts_media_time(cli, tmp_path):
+def test_duration_counts_media_time(inside, tmp_path):
     bare(tmp_path)
-    done = cli("run", "-c", "run.yaml", "--duration", 0.4)
+    done = inside("run", "-c", "run.yaml", "--duration", 0.4)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 12  # 30 fps
 
 
-def test_sources_may_stand_anywhere(cli, tmp_path):
+def test_sources_may_stand_anywhere(inside, tmp_path):
     bare(tmp_path)
     arguments = ["run", SCENE, "-c", "run.yaml", "--max-frames", 3, f"{SCENE}&count=2"]
-    done = cli(*arguments)
+    done = inside(*arguments)
     assert done.returncode == 0, done.stderr
     assert "shapes: 3 frames in" in done.stdout
     assert "shapes-2: 3 frames in" in done.stdout
 
 
-def test_the_built_in_model_runs_the_scene(cli, tmp_path):
+def test_the_built_in_model_runs_the_scene(inside, tmp_path):
     if not (ROOT / "models" / "weights" / "shapes.onnx").is_file():
         pytest.skip("needs models/weights/shapes.onnx")
     arguments = ["--report", "r.json", "--device", "cpu", "--set", "nms.score_threshold=0.3"]
-    done = cli("run", SCENE, "-o", "out.mp4", *arguments)
+    done = inside("run", SCENE, "-o", "out.mp4", *arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["model"]["name"]
@@ -149,47 +167,40 @@ def test_a_real_clip_through_a_real_detector(cli, tmp_path, assets):
     ],
 )
 def test_what_cannot_work_ends_in_one_clear_message_and_2(
-    capsys, monkeypatch, tmp_path, arguments, message
+    inside, monkeypatch, tmp_path, arguments, message
 ):
-    # In this process, to be quick; `cli` has shown that a process of its own does the same.
-    import run
-
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    code = run.main(arguments)
-    told = capsys.readouterr()
-    assert code == 2
-    assert message in told.err
-    assert told.err.startswith("error: ")
-    assert "Traceback" not in told.err
-    assert "hunter2" not in told.err
+    done = inside(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
     assert list(tmp_path.iterdir()) == [], "nothing may be written"
 
 
-def test_an_input_is_never_overwritten(cli, tmp_path):
+def test_an_input_is_never_overwritten(inside, tmp_path):
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"not really a video")
     bare(tmp_path, source="clip.mp4", sink="clip.mp4")
-    done = cli("run", "-c", "run.yaml", "--overwrite")
+    done = inside("run", "-c", "run.yaml", "--overwrite")
     assert done.returncode == 2
     assert "is the input 'clip'; writing would destroy it" in done.stderr
     os.link(clip, tmp_path / "same.mp4")
-    done = cli("run", "-c", "run.yaml", "-o", "same.mp4", "--overwrite")
+    done = inside("run", "-c", "run.yaml", "-o", "same.mp4", "--overwrite")
     assert done.returncode == 2
     assert clip.read_bytes() == b"not really a video"
 
 
-def test_an_output_that_exists_needs_overwrite_and_a_report_does_not(cli, tmp_path):
+def test_an_output_that_exists_needs_overwrite_and_a_report_does_not(inside, tmp_path):
     bare(tmp_path)
     (tmp_path / "out.jsonl").write_text("precious\n")
     (tmp_path / "r.json").write_text("old\n")
-    done = cli("run", "-c", "run.yaml", "--report", "r.json")
+    done = inside("run", "-c", "run.yaml", "--report", "r.json")
     assert done.returncode == 2
     assert "run.yaml:3: sink 'jsonl': out.jsonl exists already" in done.stderr
     assert (tmp_path / "out.jsonl").read_text() == "precious\n"
-    done = cli("run", "-c", "run.yaml", "--report", "r.json", "--overwrite")
+    done = inside("run", "-c", "run.yaml", "--report", "r.json", "--overwrite")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["exit"]["code"] == 0
 
@@ -235,23 +246,23 @@ def test_a_signal_stops_the_run_with_complete_outputs(cli, tmp_path, number):
     assert report["mode"] == "live"
 
 
-def test_check_says_ok_or_everything_that_is_wrong(cli, tmp_path):
+def test_check_says_ok_or_everything_that_is_wrong(inside, tmp_path):
     path = bare(tmp_path)
-    done = cli("check", path)
+    done = inside("check", path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ok: ")
-    done = cli("check", path, "--set", "overlay.thicknes=3", "--set", "mode=fast")
+    done = inside("check", path, "--set", "overlay.thicknes=3", "--set", "mode=fast")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
     assert "did you mean 'thickness'" in done.stderr
 
 
-def test_list_names_kinds_options_and_defaults(cli):
-    everything = cli("list")
+def test_list_names_kinds_options_and_defaults(inside):
+    everything = inside("list")
     assert everything.returncode == 0, everything.stderr
     for word in ("webcam", "overlay", "jsonl", "synthetic.yaml"):
         assert word in everything.stdout
-    stages = cli("list", "stages")
+    stages = inside("list", "stages")
     assert "score_threshold: number" in stages.stdout
 
 
@@ -276,6 +287,6 @@ def test_help_answers_at_once(cli, arguments):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_check_accepts_every_example(cli, path):
-    done = cli("check", path)
+def test_check_accepts_every_example(inside, path):
+    done = inside("check", path)
     assert done.returncode == 0, done.stderr

@@ -190,8 +190,11 @@ def test_cuda_asked_for_where_there_is_none_fails_at_loading(file, monkeypatch):
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize("threads", [1, 2])
-def test_yolox_equals_a_plain_reference_on_real_frames(assets, threads):
+@pytest.mark.parametrize(
+    ("clip", "step", "threads", "least"),
+    [("car-detection.mp4", 12, 2, 10), ("vtest_gk.mp4", 100, 1, 50)],
+)
+def test_yolox_equals_a_plain_reference_on_real_frames(assets, clip, step, threads, least):
     """Boxes over 0.3 of an independent ONNX Runtime + NumPy run of YOLOX's own recipe."""
     av, cv2 = pytest.importorskip("av"), pytest.importorskip("cv2")
     import onnxruntime as ort
@@ -202,9 +205,9 @@ def test_yolox_equals_a_plain_reference_on_real_frames(assets, threads):
     for stage in stages:
         stage.open(RunContext())
     total = 0
-    with av.open(str(assets / "video" / "car-detection.mp4")) as container:
+    with av.open(str(assets / "video" / clip)) as container:
         for number, decoded in enumerate(container.decode(video=0)):
-            if number % 40:
+            if number % step:
                 continue
             image = decoded.to_ndarray(format="bgr24")
             wanted = _reference(session, image, cv2)
@@ -219,12 +222,11 @@ def test_yolox_equals_a_plain_reference_on_real_frames(assets, threads):
             ]
             assert len(got) == len(wanted)
             ours, theirs = (np.array(rows).reshape(-1, 6) for rows in (got, wanted))
-            # The reference divides by r, we by the true scale of each axis: up to a row of pixels.
-            np.testing.assert_allclose(ours[:, :4], theirs[:, :4], atol=0.5, rtol=0)
+            np.testing.assert_allclose(ours[:, :4], theirs[:, :4], atol=0.01, rtol=0)
             np.testing.assert_allclose(ours[:, 4], theirs[:, 4], atol=1e-5, rtol=0)
             assert np.array_equal(ours[:, 5], theirs[:, 5])
             total += len(got)
-    assert total > 10
+    assert total >= least
     for stage in stages:
         stage.close()
 
@@ -257,7 +259,10 @@ def _reference(session, image, cv2):
         if all(row[5] != k[5] or _iou(row, k) <= 0.45 for k in kept):
             kept.append(row)
     limits = np.array([width, height, width, height])
-    return [(*(np.array(k[:4]) / r).clip(0, limits), k[4], k[5]) for k in kept]
+    # By what was really done to each axis: 432 * r falls just short of 234 and is cut to 233, so
+    # dividing by r, as YOLOX's demo does, puts boxes up to 1.8 px too high.
+    scale = np.tile([resized.shape[1] / width, resized.shape[0] / height], 2)
+    return [(*(np.array(k[:4]) / scale).clip(0, limits), k[4], k[5]) for k in kept]
 
 
 def _iou(a, b):
