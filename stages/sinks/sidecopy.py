@@ -48,7 +48,8 @@ class _Copy:
         if self._undecided:
             self._undecided = False
             if len(packet_head := bytes(packet)[:2]) == 2 and _is_adts(packet_head):
-                self._unwrap = BitStreamFilterContext("aac_adtstoasc", self._template, self.stream)
+                # Without the output stream: it would take over the source container's codec tag.
+                self._unwrap = BitStreamFilterContext("aac_adtstoasc", self._template)
         made = [packet] if self._unwrap is None else self._unwrap.filter(packet)
         for each in made:
             each.stream = self.stream

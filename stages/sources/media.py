@@ -55,7 +55,7 @@ def open_media(path: Path) -> av.container.InputContainer:
 def choose_stream(
     container: av.container.InputContainer, path: Path, wanted: int | None
 ) -> av.VideoStream:
-    """Return the video stream asked for, or the best: marked as default, then the largest, the first.
+    """Return the video stream asked for, or the best: default-marked, then largest, then first.
 
     Raises:
         SourceError: there is none, or not this one; the text lists those that are there.
