@@ -44,6 +44,11 @@ class _Copy:
         self._unwrap: BitStreamFilterContext | None = None
         self._undecided = codec == "aac" and not template.codec_context.extradata
 
+    @property
+    def unwrapped(self) -> bool:
+        """Whether ADTS headers were taken off."""
+        return self._unwrap is not None
+
     def packets(self, packet: Packet[Any]) -> list[Packet[Any]]:
         if self._undecided:
             self._undecided = False
@@ -180,6 +185,9 @@ class SideTracks:
         """Close the reader and complete `details`. Idempotent."""
         for index, count in self._counts.items():
             self._entries[index]["packets"] = count
+            writer = self._writers[index]
+            if isinstance(writer, _Copy) and writer.unwrapped:
+                self._entries[index]["adts_headers"] = "removed"
         self._ended = True
         self._reader.close()
 

@@ -188,6 +188,8 @@ class WebcamSource(Source):
 
     def _run(self) -> None:
         """The thread: open, negotiate, drain."""
+        import cv2
+
         try:
             capture = self._open_device()
         except SourceError as error:
@@ -204,6 +206,8 @@ class WebcamSource(Source):
             with self._changed:
                 self._mode = mode
             self._drain(capture)
+        except cv2.error as error:
+            self._end(f"its driver failed: {error}")
         finally:
             capture.release()
             # Also when the driver raised: a waiting open or read must not sit out its deadline.

@@ -1,4 +1,4 @@
-"""Files that are damaged, cut off or no video: one clear outcome each, and nothing readable lost."""
+"""Files that are damaged, cut off or no video: one clear outcome each; nothing readable is lost."""
 
 import itertools
 import random
@@ -141,9 +141,7 @@ def test_flipped_bytes_cost_no_more_than_the_pictures_they_hit(tmp_path, name, s
 
 
 def test_a_damaged_packet_is_counted_and_the_rest_delivered(tmp_path):
-    path = make_video(
-        tmp_path / "a.mov", frames=20, codec="mjpeg", pix_fmt="yuvj420p", audio=False
-    )
+    path = make_video(tmp_path / "a.mov", frames=20, codec="mjpeg", pix_fmt="yuvj420p", audio=False)
     import av
 
     with av.open(str(path)) as container:
@@ -163,9 +161,7 @@ def test_a_damaged_packet_is_counted_and_the_rest_delivered(tmp_path):
 @pytest.mark.needs_ffmpeg
 @pytest.mark.parametrize("threads", [1, 0, 8])
 def test_damage_in_the_last_packets_costs_no_picture_behind_it(tmp_path, threads):
-    path = make_video(
-        tmp_path / "a.mov", frames=20, codec="mjpeg", pix_fmt="yuvj420p", audio=False
-    )
+    path = make_video(tmp_path / "a.mov", frames=20, codec="mjpeg", pix_fmt="yuvj420p", audio=False)
     import av
 
     with av.open(str(path)) as container:

@@ -48,9 +48,7 @@ def test_a_directory_comes_in_natural_order(folder):
     assert info.time_base == Fraction(1001, 30000)
     assert info.rate_hz == Fraction(30000, 1001)
     assert (info.frame_count, info.size_wh) == (4, (96, 64))
-    assert [f.meta["path"] for f in frames] == [
-        str(folder / f"img{k}.png") for k in (0, 1, 2, 10)
-    ]
+    assert [f.meta["path"] for f in frames] == [str(folder / f"img{k}.png") for k in (0, 1, 2, 10)]
     assert outcome == End()
 
 

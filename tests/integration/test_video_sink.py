@@ -134,6 +134,22 @@ def test_audio_the_container_cannot_hold_is_transcoded_and_said(tmp_path):
     assert spectrum.argmax() == pytest.approx(440, abs=2)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_aac_with_adts_headers_is_copied_without_them(tmp_path, suffix):
+    clip = make_video(tmp_path / "in.ts", frames=30, audio_codec="aac")
+    source, output, sink, context = convert(clip, tmp_path / f"out.{suffix}")
+    assert context.notes == []
+    assert sink.outputs()[0].details["tracks"][0]["adts_headers"] == "removed"
+    assert len(output["audio"][0]) == len(source["audio"][0])
+    sound = []
+    for path in (clip, tmp_path / f"out.{suffix}"):
+        with av.open(str(path)) as container:
+            sound.append(np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], 1))
+    length = min(part.shape[1] for part in sound)
+    assert length > 40_000
+    assert np.array_equal(sound[0][:, -length:], sound[1][:, -length:])
+
+
 def test_subtitles_and_chapters(tmp_path):
     chapters = [
         {

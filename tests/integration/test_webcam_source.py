@@ -114,7 +114,8 @@ def test_a_slow_reader_gets_the_freshest_picture_and_the_skipped_are_counted(cli
 
 
 def test_a_blocked_read_ends_soon_after_interrupt():
-    source = camera(Frozen(count=1))
+    frozen = Frozen(count=1)
+    source = camera(frozen)
     source.open(RunContext())
     assert isinstance(source.read(1.0), Frame)
     assert isinstance(source.read(0.05), Timeout)
@@ -122,11 +123,63 @@ def test_a_blocked_read_ends_soon_after_interrupt():
     timer.start()
     began = time.monotonic()
     assert isinstance(source.read(30.0), Timeout)
+    assert isinstance(source.read(30.0), Timeout), "later reads return at once"
     assert time.monotonic() - began < 1.0
     timer.join()
-    source._factory = None
-    # The driver lets go, as it does after its select timeout.
-    for thread in threading.enumerate():
-        if thread.name == "rackfocus-webcam":
-            thread._target.__self__ if hasattr(thread, "_target") else None
+    frozen.let_go.set()  # as the driver does after its select timeout
     source.close()
+
+
+def test_a_blocked_open_ends_soon_after_interrupt():
+    frozen = Frozen()
+    source = camera(frozen, open_timeout_s=30)
+    timers = [threading.Timer(0.1, source.interrupt), threading.Timer(0.3, frozen.let_go.set)]
+    for timer in timers:
+        timer.start()
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="stopped while it was being opened"):
+        source.open(RunContext())
+    assert time.monotonic() - began < 1.0
+    for timer in timers:
+        timer.join()
+
+
+def test_a_camera_that_gives_nothing_is_an_error_within_the_deadline():
+    frozen = Frozen()
+    source = camera(frozen, open_timeout_s=0.1)
+    timer = threading.Timer(0.2, frozen.let_go.set)
+    timer.start()
+    with pytest.raises(SourceError, match=r"no picture within 0\.1 s"):
+        source.open(RunContext())
+    timer.join()
+
+
+def test_a_driver_that_raises_ends_in_lost_and_not_in_silence(clip, recwarn):
+    class Failing(Paced):
+        def read(self):
+            good, image = super().read()
+            if self.capture.get(cv2.CAP_PROP_POS_FRAMES) > 3:
+                raise cv2.error("driver failed")
+            return good, image
+
+    source = camera(Failing(clip))
+    source.open(RunContext())
+    _, outcome = read_all(source)
+    assert isinstance(outcome, Lost)
+    assert "driver failed" in outcome.reason
+    source.close()
+
+
+def test_a_camera_that_is_not_there_names_those_that_are():
+    source = WebcamSource(WebcamConfig(device="73"), "desk")
+    with pytest.raises(SourceError, match="camera 73: there is no such camera; ") as caught:
+        source.open(RunContext())
+    assert cameras_there() in str(caught.value)
+    assert "/dev/video" in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["front", "-1", "video0", "http://x"])
+def test_a_device_is_a_number_or_a_path(device):
+    with pytest.raises(ValidationError, match="expected a number or a path"):
+        WebcamConfig(device=device)
+    assert WebcamConfig(device=2).device == "2"

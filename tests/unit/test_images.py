@@ -18,7 +18,7 @@ from stages.sources.images import ImagesConfig, natural_key
     ],
 )
 def test_numbers_in_names_count_as_numbers(names):
-    assert sorted(reversed(names), key=natural_key) == names
+    assert sorted(names[::-1], key=natural_key) == names
 
 
 @pytest.mark.parametrize("fps", ["25", "12.5", "30000/1001", 30, 29.97])
