@@ -18,7 +18,8 @@ from stages.sources.images import ImagesConfig, natural_key
     ],
 )
 def test_numbers_in_names_count_as_numbers(names):
-    assert sorted(names[::-1], key=natural_key) == names
+    backwards = names[::-1]
+    assert sorted(backwards, key=natural_key) == names
 
 
 @pytest.mark.parametrize("fps", ["25", "12.5", "30000/1001", 30, 29.97])
