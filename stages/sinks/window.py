@@ -61,6 +61,8 @@ class WindowSink(Sink):
                 f"{self.name}: there is no screen to open a window on (neither DISPLAY nor "
                 "WAYLAND_DISPLAY is set); write to a file instead: -o out.mp4"
             )
+        # Qt warns about fonts that the wheel does not ship and about threads; neither matters here.
+        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
         import cv2
 
         self._cv2 = cv2
@@ -75,7 +77,9 @@ class WindowSink(Sink):
             stream = frame.id.stream
             title = f"{self.config.title} - {stream}"
             if stream not in self._shown:
-                self._cv2.namedWindow(title, self._cv2.WINDOW_NORMAL)
+                # GUI_NORMAL: without the tool bar, which would cover part of the picture's height.
+                look = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO
+                self._cv2.namedWindow(title, look | self._cv2.WINDOW_GUI_NORMAL)
                 self._cv2.resizeWindow(title, *frame.size_wh)
                 self._shown[stream] = 0
             self._cv2.imshow(title, frame.image)
