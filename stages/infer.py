@@ -34,7 +34,7 @@ class InferConfig(Config):
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
     )
-    backend: Literal["auto", "onnx", "torch", "openvino"] = Field(
+    backend: Literal["auto", "onnx"] = Field(
         "auto", description="What runs the graph; onnx is ONNX Runtime, and auto means it."
     )
     allow_fallback: bool = Field(

@@ -164,10 +164,6 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
 
 
 def _backend(path: Path, config: InferConfig) -> Backend:
-    if config.backend not in ("auto", "onnx"):
-        raise ModelError(
-            f"backend '{config.backend}' is not in this version: use --backend onnx (or auto)"
-        )
     from stages.backends.onnx import OnnxBackend
 
     return OnnxBackend(

@@ -172,12 +172,6 @@ def test_no_model_and_unknown_names_list_what_is_shipped(tmp_path, monkeypatch, 
         load_model(InferConfig(), lambda text: None)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-def test_backends_that_do_not_exist_yet_are_an_error(file, backend):
-    with pytest.raises(ModelError, match=f"backend '{backend}' is not in this version"):
-        load(file, backend=backend)
-
-
 def test_cuda_asked_for_where_there_is_none_fails_at_loading(file, monkeypatch):
     monkeypatch.setattr(onnx, "cuda_devices", lambda: (0, "the NVIDIA driver found no GPU"))
     with pytest.raises(DeviceError, match="found no GPU"):
