@@ -6,6 +6,7 @@ and notes go to stderr, the result to stdout. The main thread draws; `note` may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -98,16 +99,22 @@ class Console:
             self._bar = None
 
     def result(self, report: Mapping[str, Any], report_path: str | None) -> None:
-        """Print the essence of a report; failures go to stderr, also with `--quiet`."""
+        """Print the essence of a report; failures go to stderr, also with `--quiet`.
+
+        Raises:
+            BrokenPipeError: nobody reads `out` any more; the failures were printed.
+        """
         self.stop()
-        if not self._quiet:
-            for line in essence(report):
-                print(line, file=self._out)
-            if report_path is not None:
-                print(f"report: {report_path}", file=self._out)
-            self._out.flush()
-        for line in failures(report):
-            self._line(line)
+        try:
+            if not self._quiet:
+                for line in essence(report):
+                    print(line, file=self._out)
+                if report_path is not None:
+                    print(f"report: {report_path}", file=self._out)
+                self._out.flush()
+        finally:  # a reader of `out` that has gone away must not hide them
+            for line in failures(report):
+                self._line(line)
 
     def _figures(self, snapshot: Snapshot, left: float | None) -> str:
         text = f"{snapshot.fps:.1f} fps"
@@ -120,7 +127,8 @@ class Console:
         return text
 
     def _line(self, text: str) -> None:
-        with self._lock:
+        # Notes come from the threads of stages: a reader that has gone away must not fail those.
+        with self._lock, contextlib.suppress(OSError):
             if self._bar is not None:
                 self._bar[0].console.print(
                     text, markup=False, emoji=False, highlight=False, soft_wrap=True

@@ -49,6 +49,13 @@ class StreamLimit:
             self._first_ns = frame.time.captured_ns
         return frame.time.captured_ns - self._first_ns >= duration_s * 1e9
 
+    def expired(self, now_ns: int) -> bool:
+        """Return whether a live stream's time is up: asked while no frame comes."""
+        duration_s = self._limits.duration_s
+        if duration_s is None or self._first_ns is None or not self._live:
+            return False
+        return now_ns - self._first_ns >= duration_s * 1e9
+
     def reached_after(self, frame: Frame) -> bool:  # noqa: ARG002 - the pair reads alike at the caller
         """Return whether `frame` was the last one wanted."""
         self._frames += 1

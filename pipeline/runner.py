@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from pipeline.errors import RackfocusError, StuckError, UsageError
+from pipeline.errors import RackfocusError, StageError, StuckError, UsageError
 from pipeline.frame import Frame, Item
 from pipeline.limits import Limits
 from pipeline.metrics import Histogram, StageMetrics, StreamMetrics, peak_rss_mb
@@ -157,9 +157,8 @@ class Pipeline:
             on_tick: called in this thread about every `tick_s` seconds.
         """
         single = self._options.threads == "single"
-        interrupts = [source.interrupt for source in self._sources]
         state = RunState(
-            self._context, workers=self._worker_count(single=single), interrupts=interrupts
+            self._context, workers=self._worker_count(single=single), sources=self._sources
         )
         last = self._build(state, single=single)
         for queue in self._queues:
@@ -168,16 +167,18 @@ class Pipeline:
         switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(0.001)
         started, cpu = time.monotonic(), time.process_time()
-        for worker in self._workers:
-            worker.thread.start()
         try:
+            for worker in self._workers:
+                worker.thread.start()
             stuck = self._supervise(state, on_tick, tick_s, started)
         except BaseException:
             state.abort()
+            self._wait_for_threads()  # or the process may end while they close the outputs
             raise
         finally:
             sys.setswitchinterval(switch_interval)
         wall_s = time.monotonic() - started
+        outputs = [] if stuck else self._outputs(state)
         failures = state.failures + stuck
         exit_code, reason = self._verdict(failures)
         ages: dict[str, Histogram] = {name: Histogram() for name in state.streams}
@@ -197,7 +198,7 @@ class Pipeline:
             stages=self._stage_metrics(last),
             counters={node.name: dict(node.counters) for node in self._nodes},
             queues={queue.name: queue.stats() for queue in self._queues},
-            outputs=[] if stuck else [info for sink in self._sinks for info in sink.outputs()],
+            outputs=outputs,
             context=self._context,
             tap=self._tap,
         )
@@ -234,8 +235,7 @@ class Pipeline:
 
     def _build(self, state: RunState, *, single: bool) -> list[Chain]:
         """Make workers, queues and chains; return the chains that hold the sinks."""
-        only = len(self._sources) == 1
-        readers = [SourceWorker(s, state, self._limits, only=only) for s in self._sources]
+        readers = [SourceWorker(source, state, self._limits) for source in self._sources]
         self._workers = list(readers)
         self._queues = []
         if single:
@@ -319,18 +319,33 @@ class Pipeline:
                 if watch.since_abort_s(now) > self._deadlines.abort_s:
                     return [_stuck(worker, self._deadlines.abort_s, state) for worker in alive]
             elif (state.stopping or state.failures) and idle_s > self._deadlines.drain_s:
-                for worker in alive:
-                    if worker.activity is not None:
-                        state.fail(_stuck(worker, self._deadlines.drain_s, state))
+                for worker in [w for w in alive if w.activity is not None] or alive:
+                    state.fail(_stuck(worker, self._deadlines.drain_s, state))
                 state.abort()
             elif idle_s > self._deadlines.slow_call_s:
                 for worker in alive:
-                    if worker.activity is not None:
+                    activity = worker.activity  # read once: its thread may clear it at any moment
+                    if activity is not None:
                         self._context.note(
-                            f"{worker.activity.node} has been in {worker.activity.operation} for "
-                            f"more than {self._deadlines.slow_call_s:g} s"
+                            f"{activity.node} has been in {activity.operation} for more than "
+                            f"{self._deadlines.slow_call_s:g} s"
                         )
         return []
+
+    def _wait_for_threads(self) -> None:
+        deadline = time.monotonic() + self._deadlines.abort_s
+        for worker in self._workers:
+            if worker.thread.is_alive():
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _outputs(self, state: RunState) -> list[OutputInfo]:
+        found: list[OutputInfo] = []
+        for sink in self._sinks:
+            try:
+                found.extend(sink.outputs())
+            except Exception as error:  # noqa: BLE001 - the other sinks' figures are still right
+                state.fail(StageError(sink.name, "outputs", error))
+        return found
 
     def _snapshot(
         self, state: RunState, rates: deque[tuple[float, int]], now: float, started: float

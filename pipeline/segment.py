@@ -19,7 +19,7 @@ from pipeline.errors import RackfocusError, StageError
 from pipeline.frame import Frame, FrameId, Item
 from pipeline.metrics import Histogram, StageMetrics, StreamMetrics
 from pipeline.queue import BoundedQueue, QueueState
-from pipeline.stage import RunContext, Sink, Stage
+from pipeline.stage import RunContext, Sink, Source, Stage
 
 R = TypeVar("R")
 AnyStage = Stage[Frame, Frame]
@@ -56,7 +56,7 @@ class RunState:
         context: RunContext,
         *,
         workers: int,
-        interrupts: Sequence[Callable[[], None]],
+        sources: Sequence[Source],
     ) -> None:
         self.context = context
         self.clock: Clock = context.clock
@@ -67,7 +67,9 @@ class RunState:
         self._lock = threading.Lock()
         self._unopened = workers
         self._gate = threading.Event()
-        self._interrupts = interrupts
+        self._sources = sources
+        self._not_refused = len(sources)
+        self._uninterruptible: set[str] = set()
         self._on_abort: list[Callable[[], None]] = []
 
     def fail(self, error: RackfocusError) -> None:
@@ -83,15 +85,28 @@ class RunState:
         """Ask the sources to stop; everything under way is finished."""
         self.draining.set()
         self._gate.set()
-        for interrupt in self._interrupts:
-            interrupt()
+        for source in self._sources:
+            try:
+                source.interrupt()
+            except Exception as error:  # noqa: BLE001 - one bad source must not save the others
+                with self._lock:
+                    told = source.name in self._uninterruptible
+                    self._uninterruptible.add(source.name)
+                if not told:
+                    self.fail(StageError(source.name, "interrupt", error))
 
     def abort(self) -> None:
         """Stop everything at once and discard what is under way. Idempotent."""
         self.aborted.set()
-        self.drain()
         for action in self._on_abort:
             action()
+        self.drain()
+
+    def refuse(self) -> bool:
+        """Say that one source could not be opened; True where no source is left."""
+        with self._lock:
+            self._not_refused -= 1
+            return self._not_refused <= 0
 
     def arrive(self) -> None:
         """Say that one worker's stages are open."""
@@ -186,7 +201,9 @@ class Worker:
         self.activity = Activity(node, operation, self.state.clock.now_ns(), frame_id)
         try:
             return function()
-        except Exception as error:
+        except BaseException as error:
+            # Also what is no Exception (a library's sys.exit, a Rust panic): nobody else would
+            # hear of it, and the threads around this one would wait for ever.
             raise StageError(node, operation, error, frame_id) from error
         finally:
             self.activity = None
@@ -199,7 +216,7 @@ class Worker:
     def _guard(self) -> None:
         try:
             self.run()
-        except Exception as error:  # noqa: BLE001 - a fault of the engine itself must reach the caller
+        except BaseException as error:  # noqa: BLE001 - a fault of the engine must reach the caller
             self.state.fail(StageError(self.name, "run", error))
             self.state.abort()
 
@@ -301,8 +318,9 @@ class Chain:
 
     def finish(self) -> None:
         """End of stream: flush the stages in order, then end the outlets. Failures are recorded."""
-        for index in range(self._failed_at + 1, self._opened):
-            stage = self._stages[index]
+        for index, stage in enumerate(self._stages[: self._opened]):
+            if index <= self._failed_at:  # asked anew: what a flush gave may fail further down
+                continue
             try:
                 out = self._worker.call(stage.name, "flush", stage.flush)
                 if out:

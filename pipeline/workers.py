@@ -66,10 +66,9 @@ class QueueWorker(Worker):
 class SourceWorker(Worker):
     """Reads one source through the stages that have no queue before them."""
 
-    def __init__(self, source: Source, state: RunState, limits: Limits, *, only: bool) -> None:
+    def __init__(self, source: Source, state: RunState, limits: Limits) -> None:
         super().__init__(f"source {source.name}", state)
         self.source = source
-        self._only = only
         self.chain: Chain
         self.metrics = StageMetrics()
         self._limit = StreamLimit(limits, live=source.live)
@@ -103,7 +102,7 @@ class SourceWorker(Worker):
             # A source that was interrupted while it connected did as it was told.
             if not self.state.stopping:
                 self.state.fail(error)
-                if self._only:
+                if self.state.refuse():
                     # Nothing will come: finishing would leave empty outputs behind.
                     self.state.abort()
             return
@@ -134,7 +133,7 @@ class SourceWorker(Worker):
             elif isinstance(result, Lost):
                 self.state.fail(StageError(self.source.name, "read", SourceError(result.reason)))
                 return
-            elif isinstance(result, End):
+            elif isinstance(result, End) or self._limit.expired(self.state.clock.now_ns()):
                 return
 
     def _read(self) -> ReadResult:

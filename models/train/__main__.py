@@ -19,7 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, default=Path("runs/shapes"), help="folder for checkpoint and log"
     )
     shapes.add_argument("--steps", type=int, help="length of the schedule")
-    shapes.add_argument("--minutes", type=float, help="hurry the schedule to end by then")
+    shapes.add_argument(
+        "--minutes",
+        type=float,
+        default=27.0,
+        help="hurry the schedule to end by then; 0: as long as the steps take (default: 27)",
+    )
+    shapes.add_argument("--pictures", type=int, help="how many to draw; fewer for a trial")
     shapes.add_argument("--seed", type=int, default=0, help="of pictures, weights and order")
     shapes.add_argument("--threads", type=int, default=2, help="cores for torch")
     options = parser.parse_args(arguments)
@@ -29,13 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     recipe = Recipe(
         steps=options.steps or Recipe().steps,
-        minutes=options.minutes,
+        pictures=options.pictures or Recipe().pictures,
+        minutes=options.minutes or None,
         seed=options.seed,
         threads=options.threads,
     )
     network = train(recipe, options.work)
     parity = export_shapes(network, options.out)
-    print(f"wrote {options.out}: {options.out.stat().st_size / 1e6:.2f} MB, parity {parity}")
+    print(f"wrote {options.out}: {options.out.stat().st_size / 1e6:.2f} MB, {parity}")
     return 0
 
 

@@ -36,7 +36,7 @@ class Accuracy:
     by_class: dict[str, float]
     """mAP50-95 of each class."""
     by_size: dict[str, float]
-    """mAP50-95 of objects of under 32x32, up to 96x96 and over 96x96 pixels."""
+    """mAP50-95 of objects under 32x32, up to 96x96 and over 96x96 pixels, where there are any."""
     frames: int
     objects: int
 
@@ -142,7 +142,11 @@ def measure(pairs: Iterable[tuple[Detections, Detections]]) -> Accuracy:
         float(stats[1]),
         float(stats[2]),
         by_class,
-        {name: float(stats[3 + k]) for k, name in enumerate(("small", "medium", "large"))},
+        {
+            name: float(stats[3 + k])
+            for k, name in enumerate(("small", "medium", "large"))
+            if stats[3 + k] >= 0
+        },
         count,
         len(annotations),
     )
