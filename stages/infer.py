@@ -42,7 +42,9 @@ class InferConfig(Config):
         description="Run on the CPU when CUDA was asked for and is missing; the report says so.",
     )
     threads: Positive | None = Field(
-        None, description="Threads for one run on the CPU; by default 2, or 1 on a single core."
+        None,
+        description="Threads for one run on the CPU. Default: half of the cores for a model file "
+        "below 10 MB, all of them for a larger one.",
     )
     batch: Positive = Field(
         1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -49,7 +50,14 @@ def test_runs_and_describes_the_graph(means):
     about = backend.describe()
     assert about["provider"] == "CPUExecutionProvider"
     assert (about["requested"], about["device"], about["fallback"]) == ("cpu", "cpu", False)
-    assert about["threads"] == default_threads() <= 2
+    assert about["threads"] == default_threads(0)
+
+
+def test_large_graphs_get_all_cores_and_small_ones_half_of_them(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert [default_threads(size) for size in (1_000_000, 9_999_999, 10_000_000)] == [4, 4, 8]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
+    assert [default_threads(size) for size in (1, 10**9)] == [1, 1]
 
 
 def test_open_sides_are_none_and_take_any_size(tmp_path):
