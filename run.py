@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are understood, so that `--help` 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,11 @@ def _load(arguments: argparse.Namespace) -> Plan:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    plan = _load(arguments)
+    with _signals() as stop:
+        return _run_plan(_load(arguments), arguments, stop)
+
+
+def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: _Stop) -> int:
     from pipeline.console import Console, expected_frames
     from pipeline.limits import Limits
     from pipeline.report import build_report
@@ -81,17 +86,17 @@ def _run(arguments: argparse.Namespace) -> int:
             dict(context.streams), len(built.sources), settings.max_frames, settings.duration_s
         ),
     )
-    with _signals(pipeline) as signals:
 
-        def on_tick(snapshot: Snapshot) -> None:
-            if signals:
-                context.note("stopping: outputs are being completed; once more to abort")
-            console.tick(snapshot)
+    def on_tick(snapshot: Snapshot) -> None:
+        if stop.received:
+            context.note("stopping: outputs are being completed; once more to abort")
+        console.tick(snapshot)
 
-        try:
-            result = pipeline.run(on_tick)
-        finally:
-            console.stop()
+    try:
+        stop.hand_to(pipeline)
+        result = pipeline.run(on_tick)
+    finally:
+        console.stop()
     report = build_report(
         result,
         config=plan.effective(),
@@ -101,7 +106,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         _print_causes(result)
     failed = _write_report(settings.report, report)
-    console.result(report, settings.report if failed is None else None)
+    try:
+        console.result(report, settings.report if failed is None else None)
+    except BrokenPipeError:
+        _silence_stdout()
     if failed is not None:
         print(f"error: {failed}", file=sys.stderr)
         return result.exit_code or failed.exit_code
@@ -114,21 +122,40 @@ def _headline(plan: Plan, built: Built) -> str:
     return f"{mode}{why}: {', '.join(s.name for s in built.sources)}; {built.model_line()}"
 
 
+class _Stop:
+    """Passes stop requests on to the pipeline, also those that came before there was one.
+
+    A signal's handler only counts: raised inside an import or a library's callback, an exception
+    could be lost or leave things half done.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._pipeline: Pipeline | None = None
+
+    def __call__(self, *_: object) -> None:
+        self.received += 1
+        if self._pipeline is not None:
+            self._pipeline.request_stop()
+        elif self.received > 1:
+            raise KeyboardInterrupt
+
+    def hand_to(self, pipeline: Pipeline) -> None:
+        """From now on a request stops `pipeline`; raise KeyboardInterrupt if one has come."""
+        self._pipeline = pipeline
+        if self.received:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
-    """Stop on SIGINT and SIGTERM: the first drains, the second aborts. Yields those received."""
+def _signals() -> Iterator[_Stop]:
+    """Stop on SIGINT and SIGTERM: the first drains, the second aborts."""
     import signal
-    from types import FrameType
 
-    received: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        pipeline.request_stop()
-
+    stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -140,21 +167,38 @@ def _write_report(path: str | None, report: dict[str, object]) -> SinkError | No
         return None
     import json
 
-    part = Path(f"{path}.part")
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is no UTF-8 has lone surrogates in Python; `\udcff` is how JSON writes them.
+    data = text.encode("utf-8", errors="backslashreplace")
+    target = Path(path)
     try:
-        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)  # a pipe or /dev/null: replacing it would destroy the device
+            return None
+        target = target.resolve()  # a link stays one
+        part = target.with_name(f"{target.name}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        part.unlink(missing_ok=True)
         return SinkError(f"the report {path} cannot be written: {error.strerror}")
     return None
 
 
 def _print_causes(result: RunResult) -> None:
+    for failure in result.failures:
+        _print_cause(failure)
+
+
+def _print_cause(error: BaseException) -> None:
     import traceback
 
-    for failure in result.failures:
-        traceback.print_exception(failure)
+    from pipeline.url import redact
+
+    print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -183,34 +227,51 @@ _HANDLERS: Final = {"run": _run, "check": _check, "list": _list}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 usage, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
     try:
         command, parsed = parse(arguments, Path(sys.argv[0]).name or "run.py")
         code = _HANDLERS[command](parsed)
         sys.stdout.flush()
         return code
     except RackfocusError as error:
-        _tell(str(error), verbose="--verbose" in arguments)
+        _tell(error, str(error), verbose="--verbose" in arguments)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped before the run began", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough (`list | head`); Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 0
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback unless asked
-        text = f"unexpected {type(error).__name__}: {error}; --verbose shows where"
-        _tell(text, verbose="--verbose" in arguments)
+        told = " ".join(str(error).split())
+        text = f"unexpected {type(error).__name__}: {told}; --verbose shows where"
+        _tell(error, text, verbose="--verbose" in arguments)
         return 1
 
 
-def _tell(text: str, *, verbose: bool) -> None:
+def _prepare_streams() -> None:
+    """Make stdout and stderr usable whatever they are: closed, or of an encoding that lacks
+    letters."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Also keeps the number free: an output file must not become what libraries log to.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence_stdout() -> None:
+    """Let what is still buffered for a reader that has gone away go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(error: BaseException, text: str, *, verbose: bool) -> None:
     from pipeline.url import redact
 
     if verbose:
-        import traceback
-
-        traceback.print_exc()
+        _print_cause(error)
     for line in text.splitlines():
         print(
             f"error: {redact(line)}" if not line.startswith(" ") else redact(line), file=sys.stderr

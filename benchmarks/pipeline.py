@@ -244,7 +244,7 @@ def run_pipeline(clip: Path, model: str, out: Path, *, threads: str) -> tuple[in
 
 
 def measure_stages(clip: Path, model: str, out: Path, threads: int | None) -> dict[str, Any]:
-    """Run each stage with the machine to itself: milliseconds of wall and CPU time per frame."""
+    """Run the stages in turn, each with the machine to itself: ms of wall and CPU time a frame."""
     from pipeline.frame import Frame
     from pipeline.stage import RunContext
     from stages.sources.file import FileConfig, FileSource
@@ -262,20 +262,16 @@ def measure_stages(clip: Path, model: str, out: Path, threads: int | None) -> di
         cpu[name] += time.process_time() - c
         return result
 
-    def read(count: int) -> list[Any]:
-        found: list[Any] = []
-        while len(found) < count and isinstance(frame := source.read(1), Frame):
-            found.append(frame)
-        return found
-
     total = 0
     timed("read", lambda: source.open(RunContext()))
-    # In slices, so that a stage works on many frames in a row and memory stays small.
-    while part := timed("read", lambda: read(25)):
+    # Frame by frame: with many frames in a row a stage would have the caches to itself, which it
+    # has in no program that does all of them.
+    while isinstance(frame := timed("read", lambda: source.read(1)), Frame):
+        items: Any = [frame]
         for stage in stages:
-            part = timed(stage.name, lambda s=stage, p=part: [s.process([i])[0] for i in p])
-        timed("write", lambda p=part, n=total: [write(f.image, n + k) for k, f in enumerate(p)])
-        total += len(part)
+            items = timed(stage.name, lambda s=stage, i=items: s.process(i))
+        timed("write", lambda f=items[0], n=total: write(f.image, n))
+        total += 1
     timed("write", finish)
     source.close()
     return {

@@ -131,12 +131,20 @@ def parse(argv: Sequence[str], prog: str) -> tuple[str, argparse.Namespace]:
         near = _near(command, _COMMANDS)
         raise UsageError(f"unknown command '{command}'{near} (commands: {', '.join(_COMMANDS)})")
     parser = _COMMANDS[command][0](f"{prog} {command}")
+    given = list(argv[1:])
+    # What follows `--` is no flag; argparse forgets that where arguments are intermixed.
+    end = given.index("--") if "--" in given else len(given)
+    given, rest = given[:end], given[end + 1 :]
+    if rest and command != "run":
+        given, rest = [*given, *rest], []
     # Intermixed: sources may stand before, between and after the flags.
-    arguments, unknown = parser.parse_known_intermixed_args(list(argv[1:]))
+    arguments, unknown = parser.parse_known_intermixed_args(given)
     if unknown:
         flag = unknown[0].partition("=")[0]
         near = _near(flag, parser.flags())
         parser.error(f"unknown argument '{flag}'{near}")
+    if rest:
+        arguments.sources = [*arguments.sources, *rest]
     return command, arguments
 
 

@@ -79,7 +79,8 @@ class Console:
         if self._bar is not None:
             progress, task = self._bar
             figures = self._figures(snapshot, left=None)
-            progress.update(task, completed=done, total=expected, figures=figures, refresh=True)
+            with contextlib.suppress(OSError):  # a terminal that was closed must not end the run
+                progress.update(task, completed=done, total=expected, figures=figures, refresh=True)
         elif snapshot.wall_s >= self._next_line_s:
             self._next_line_s = snapshot.wall_s + _LINE_EVERY_S
             share = f" of {expected} ({done / expected:.0%})" if expected else ""

@@ -35,7 +35,7 @@ class QueueOptions:
     """How the threads are linked."""
 
     capacity: int = 4
-    """Frames per queue. FACTS of measurement: 1, 4 and 16 give the same throughput on 2 cores."""
+    """Frames per queue. On 2 cores 1, 4 and 16 were measured to give the same throughput."""
     max_bytes: int = 512_000_000
     """Bytes per queue, so that 8K frames do not multiply into gigabytes."""
     threads: Literal["per_stage", "single"] = "per_stage"

@@ -13,8 +13,12 @@ from typing import Final
 MASK: Final = "***"
 
 # Scheme, then everything up to the LAST '@' before whitespace or a quote: passwords in the wild
-# contain '/', '#', '?', ':' and even '@' unescaped, and a too long match only hides more.
-_USERINFO: Final = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<info>[^\s'\"<>]*)@")
+# contain '/', '#', '?', ':' and even '@' unescaped, and a too long match only hides more. One slash
+# is enough, since `Path` makes one of two; so is a forgotten colon. `C:/` is no scheme.
+_SCHEME: Final = r"(?P<scheme>(?:\b[a-zA-Z][a-zA-Z0-9+.-]+:/+|//))"
+_USERINFO: Final = re.compile(_SCHEME + r"(?P<info>[^\s'\"<>]*)@")
+# Where the whole text is one address, blanks and quotes are part of a password too.
+_WHOLE: Final = re.compile(_SCHEME + r"(?P<info>.*)@", re.DOTALL)
 # Secrets that cameras and CDNs take as query parameters.
 _QUERY: Final = re.compile(
     r"(?P<key>[?&;](?:[\w-]*(?:pass|pwd|passwd|password|token|secret|key|auth|sig|signature|user"
@@ -45,7 +49,7 @@ class Url:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The parts that `str` hides, longest first: for cleaning texts that quote them alone."""
-        found = [m["info"] for m in _USERINFO.finditer(self._raw)]
+        found = [m["info"] for m in _WHOLE.finditer(self._raw)]
         parts = {part for info in found for part in (info, info.partition(":")[2]) if part}
         parts |= {m["value"] for m in _QUERY.finditer(self._raw) if m["value"]}
         return tuple(sorted(parts, key=len, reverse=True))
@@ -58,7 +62,7 @@ class Url:
         return text
 
     def __str__(self) -> str:
-        return redact(self._raw)
+        return redact(_WHOLE.sub(rf"\g<scheme>{MASK}@", self._raw))
 
     def __repr__(self) -> str:
         return f"Url({str(self)!r})"

@@ -86,6 +86,8 @@ def parse_yaml(text: str, name: str) -> Document:
         raise ConfigError(f"{name}:{line}: not valid YAML: {told}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}:1: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}:1: brackets or lists are nested too deeply") from None
     finally:
         loader.dispose()
     if reader.problems:

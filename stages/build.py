@@ -76,13 +76,16 @@ def check_files(plan: Plan, problems: Problems) -> None:
         if path is not None:
             where = _place(part, plan, "path")
             _check_sink(part, path, plan, where, problems)
-            _claim(written, path, f"sink '{part.name}'", where, problems)
+            for target in dict.fromkeys(paths.for_stream(path, s.name) for s in plan.sources):
+                _claim(written, target, f"sink '{part.name}'", where, problems)
     report = plan.settings.report
     if report is not None:
         where = plan.origins.where(("report",))
         try:
-            # A report belongs to its run and is replaced by the next one's, so it needs no flag.
-            paths.check_target(report, overwrite=True, sink="report")
+            # A report belongs to its run and is replaced by the next one's, so it needs no flag;
+            # but what is called a video or a model is none.
+            replaced = Path(report).suffix.lower() == ".json" or not Path(report).is_file()
+            paths.check_target(report, overwrite=replaced or plan.settings.overwrite, sink="report")
         except RackfocusError as error:
             problems.add(where, str(error))
         for part in plan.sources:

@@ -43,6 +43,7 @@ class InferConfig(Config):
     )
     threads: Positive | None = Field(
         None,
+        le=256,
         description="Threads for one run on the CPU. Default: half of the cores for a model file "
         "below 10 MB, all of them for a larger one.",
     )

@@ -215,8 +215,8 @@ def _assign(
         (f for g in (stages, sinks, sources) if (f := [d for d in g if d.kind.name == root])), []
     )
     targets = named or by_kind
-    if keys == ["name"]:
-        problems.add(assignment.where, "a name is given in the file, where the part stands")
+    if keys in (["name"], ["kind"]):
+        problems.add(assignment.where, f"a {keys[0]} is given in the file, where the part stands")
         return
     if len(targets) == 1:
         _set(targets[0], keys, assignment.value, assignment.where, origins)

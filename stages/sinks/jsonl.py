@@ -1,7 +1,7 @@
 """Results as JSON lines: one object a frame, every frame, in order.
 
-The file is made at the first frame, so a start that fails leaves nothing behind; a run without
-frames makes an empty one when it ends. The sink's thread runs it.
+The file is made at the first frame, so a start that fails leaves nothing behind; a run whose
+source had no frames makes an empty one when it ends. The sink's thread runs it.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class JsonlSink(Sink):
 
     def flush(self) -> Sequence[Frame]:
         """Complete the files; a stream without frames gets an empty one."""
-        names = list(self._context.streams) if paths.STREAM in self.config.path else ["stream"]
-        for name in names:
+        # Without a stream no source was opened: a start that was stopped leaves nothing behind.
+        for name in self._context.streams:
             path = paths.for_stream(self.config.path, name)
             if path not in self._files:
                 self._create(path)

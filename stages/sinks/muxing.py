@@ -75,6 +75,7 @@ class VideoFile:
         self._last: tuple[Frame, int, int] | None = None
         self._failed = False
         self._done = False
+        self._told_size = False
         untimed = first.time.pts is None
         base = _ARRIVAL_BASE if untimed else first.time.time_base
         try:
@@ -106,6 +107,13 @@ class VideoFile:
             self._mux_video(self._encoder.encode(frame.image, pts, duration))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise self._failure(error) from error
+        if self._encoder.resized and not self._told_size:
+            self._told_size = True
+            (width, height), (wide, high) = frame.size_wh, self._encoder.size_wh
+            self._note(
+                f"{self._name}: a video has one size: from frame {frame.id} on, pictures of another "
+                f"({width}x{height}) are scaled to the first one's, {wide}x{high}"
+            )
         self._frames += 1
         self._last = (frame, pts, duration)
 
