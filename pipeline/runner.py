@@ -47,6 +47,8 @@ class Deadlines:
 
     drain_s: float = 60.0
     """Draining without any call completing: then the run is aborted."""
+    flush_s: float = 600.0
+    """The same while something is flushed: putting a file in its final form may copy gigabytes."""
     abort_s: float = 10.0
     """After an abort: then the threads left are reported stuck and abandoned."""
     slow_call_s: float = 60.0
@@ -318,9 +320,9 @@ class Pipeline:
             if state.aborted.is_set():
                 if watch.since_abort_s(now) > self._deadlines.abort_s:
                     return [_stuck(worker, self._deadlines.abort_s, state) for worker in alive]
-            elif (state.stopping or state.failures) and idle_s > self._deadlines.drain_s:
+            elif (state.stopping or state.failures) and idle_s > (patience := self._patience()):
                 for worker in [w for w in alive if w.activity is not None] or alive:
-                    state.fail(_stuck(worker, self._deadlines.drain_s, state))
+                    state.fail(_stuck(worker, patience, state))
                 state.abort()
             elif idle_s > self._deadlines.slow_call_s:
                 for worker in alive:
@@ -331,6 +333,11 @@ class Pipeline:
                             f"{self._deadlines.slow_call_s:g} s"
                         )
         return []
+
+    def _patience(self) -> float:
+        activities = [worker.activity for worker in self._workers]
+        flushing = any(activity and activity.operation == "flush" for activity in activities)
+        return self._deadlines.flush_s if flushing else self._deadlines.drain_s
 
     def _wait_for_threads(self) -> None:
         deadline = time.monotonic() + self._deadlines.abort_s

@@ -111,7 +111,7 @@ class VideoFile:
             self._told_size = True
             (width, height), (wide, high) = frame.size_wh, self._encoder.size_wh
             self._note(
-                f"{self._name}: a video has one size: from frame {frame.id} on, pictures of another "
+                f"{self._name}: a video has one size: from frame {frame.id} on, others "
                 f"({width}x{height}) are scaled to the first one's, {wide}x{high}"
             )
         self._frames += 1

@@ -307,6 +307,24 @@ def test_a_stuck_stage_is_reported_by_name_and_stack_within_the_deadline(stops):
     gate.set()
 
 
+def test_a_flush_may_take_longer_than_other_calls_while_draining():
+    gate = threading.Event()
+
+    class Remuxing(ListSink):
+        def flush(self):
+            gate.wait(10)
+            return super().flush()
+
+    sink = Remuxing()
+    pipeline = make([ScriptedSource(10**9)], [], [sink], deadlines=DEADLINES)
+    thread = stop_when(sink.entered, pipeline)
+    threading.Timer(3 * DEADLINES.drain_s, gate.set).start()
+    result = pipeline.run()
+    thread.join()
+    assert (result.exit_code, result.failures) == (130, [])
+    assert sink.calls == ["open", "flush", "close"]
+
+
 def test_a_slow_call_is_noted_while_the_run_goes_on():
     gate = threading.Event()
     stage, context = FakeStage("deep", gate=gate), RunContext()
