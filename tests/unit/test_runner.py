@@ -16,7 +16,7 @@ from pipeline.stage import RunContext
 from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource
 
 THREADS = ("per_stage", "single")
-DEADLINES = Deadlines(drain_s=0.3, abort_s=0.3, slow_call_s=0.2)
+DEADLINES = Deadlines(drain_s=0.12, abort_s=0.12, slow_call_s=0.08)
 
 
 def make(sources, stages, sinks, *, live=False, threads="per_stage", capacity=4, **more):
@@ -234,7 +234,7 @@ def test_a_stop_drains_every_accepted_frame_and_finalises():
     source = ScriptedSource(3, live=True, hold=hold)
     pipeline = make([source], [stage], [sink])
     thread = stop_when(stage.entered, pipeline)
-    threading.Timer(0.15, gate.set).start()
+    threading.Timer(0.08, gate.set).start()
     result = pipeline.run()
     thread.join()
     assert (result.exit_code, result.reason) == (130, "stopped by the user")
@@ -249,7 +249,7 @@ def test_a_second_stop_discards_and_closes_without_a_flush():
     sink = ListSink(gate=gate)
     pipeline = make([ScriptedSource(10**9)], [FakeStage()], [sink], capacity=2)
     thread = stop_when(sink.entered, pipeline, times=2)
-    threading.Timer(0.15, gate.set).start()
+    threading.Timer(0.08, gate.set).start()
     result = pipeline.run()
     thread.join()
     assert (result.exit_code, result.reason) == (130, "aborted by the user")
@@ -328,7 +328,7 @@ def test_a_flush_may_take_longer_than_other_calls_while_draining():
 def test_a_slow_call_is_noted_while_the_run_goes_on():
     gate = threading.Event()
     stage, context = FakeStage("deep", gate=gate), RunContext()
-    threading.Timer(0.5, gate.set).start()
+    threading.Timer(0.25, gate.set).start()
     result = make(
         [ScriptedSource(3)], [stage], [ListSink()], deadlines=DEADLINES, context=context
     ).run()
@@ -424,9 +424,9 @@ def test_a_limit_ends_the_run_in_good_order(limits, count):
 
 def test_progress_is_reported_while_it_runs():
     gate = threading.Event()
-    threading.Timer(0.3, gate.set).start()
+    threading.Timer(0.15, gate.set).start()
     seen = []
-    make([ScriptedSource(5)], [FakeStage(gate=gate)], [ListSink()]).run(seen.append, tick_s=0.05)
+    make([ScriptedSource(5)], [FakeStage(gate=gate)], [ListSink()]).run(seen.append, tick_s=0.02)
     assert seen
     assert seen[0].streams["cam"].frames_in > 0
     assert seen[0].streams["cam"].frames_out == 0
