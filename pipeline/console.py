@@ -182,6 +182,11 @@ def essence(report: Mapping[str, Any]) -> list[str]:
         if report["mode"] == "live" and age["p50"] is not None:
             text += f", age {age['p50']:.0f} ms (p99 {age['p99']:.0f} ms)"
         lines.append(text)
+    full = sum(stream["dropped"]["full"] for stream in report["streams"].values())
+    for name, queue in report["queues"].items():
+        # The first queue's drops are those of the streams above; a slow sink's are its own.
+        if queue["dropped"] and (queue["dropped"] != full or not name.startswith("source->")):
+            lines.append(f"  {name}: {queue['dropped']} frames dropped, the output was too slow")
     bound = speed["bottleneck"]
     busy = f", slowest: {bound} ({report['stages'][bound]['busy_share']:.0%} busy)" if bound else ""
     lines.append(f"  {speed['fps']:.1f} fps in {speed['wall_s']:.1f} s{busy}")

@@ -128,7 +128,8 @@ class Report(_Section):
     model: dict[str, object] | None
     backend: dict[str, object] | None
     detections_sha256: str | None = Field(
-        description="over the JSONL lines, coordinates to 0.01 px, scores to 0.0001"
+        description="over the JSONL lines, coordinates to 0.01 px, scores to 0.0001; of several "
+        "streams over the lines `NAME HASH`, sorted by name, since their frames interleave"
     )
     outputs: list[Output]
     notes: list[str]

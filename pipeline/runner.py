@@ -36,7 +36,7 @@ class QueueOptions:
 
     capacity: int = 4
     """Frames per queue. On 2 cores 1, 4 and 16 were measured to give the same throughput."""
-    max_bytes: int = 512_000_000
+    max_bytes: int = 256 * 1024 * 1024
     """Bytes per queue, so that 8K frames do not multiply into gigabytes."""
     threads: Literal["per_stage", "single"] = "per_stage"
 

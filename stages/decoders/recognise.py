@@ -1,6 +1,6 @@
 """Which decoder understands a graph, how its input is made, and what its classes are called.
 
-Asked in this order: our own metadata, the name the user gave, the file's outputs. Outputs count
+Asked in this order: the name the user gave, our own metadata, the file's outputs. Outputs count
 only where no other family could have made them; a guess is an error that lists the choices. Pure:
 it sees descriptions, never a session or a picture.
 """

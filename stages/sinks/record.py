@@ -50,25 +50,31 @@ def record_line(frame: Frame) -> str:
 
 
 class DetectionsHash:
-    """sha256 over the JSONL lines (UTF-8, each with its line break), in the order of adding."""
+    """sha256 over the JSONL lines (UTF-8, each with its line break), in the order of adding.
+
+    With several streams, whose frames interleave differently in every run: over one line
+    `NAME HASH` a stream, by name, each HASH over that stream's lines alone.
+    """
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self._hashes: dict[str, hashlib._Hash] = {}
         self.frames = 0
         """Lines added so far."""
 
     def add(self, frame: Frame) -> None:
         """Append the frame's line."""
-        self.add_line(record_line(frame))
-
-    def add_line(self, line: str) -> None:
-        """Append a line made by `record_line`."""
-        self._hash.update(line.encode() + b"\n")
+        stream = frame.id.stream
+        if stream not in self._hashes:
+            self._hashes[stream] = hashlib.sha256()
+        self._hashes[stream].update(record_line(frame).encode() + b"\n")
         self.frames += 1
 
     def hexdigest(self) -> str:
-        """Return the hash of all lines so far; equals `sha256sum` of the JSONL file."""
-        return self._hash.hexdigest()
+        """Return the hash of all lines so far; of one stream, `sha256sum` of the JSONL file."""
+        if len(self._hashes) == 1:
+            return next(iter(self._hashes.values())).hexdigest()
+        lines = [f"{name} {self._hashes[name].hexdigest()}\n" for name in sorted(self._hashes)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _detection_records(detections: Detections, size_wh: tuple[int, int]) -> list[dict[str, object]]:

@@ -234,3 +234,78 @@ def test_a_note_that_nobody_can_read_is_kept_for_the_report():
     result = make([ScriptedSource(3)], [Noting()], [ListSink()], context=context).run()
     assert result.exit_code == 0, result.reason
     assert len(context.notes) == 3
+
+
+class Gated(FakeStage):
+    """Stays in one operation until it is let go, and says when it is there."""
+
+    def __init__(self, operation):
+        super().__init__("gated", held_back=1)
+        self.operation = operation
+        self.there, self.go = threading.Event(), threading.Event()
+
+    def _enter(self, operation):
+        super()._enter(operation)
+        if operation == self.operation:
+            self.there.set()
+            assert self.go.wait(10)
+
+    def process(self, items):
+        if self.operation == "process":
+            self.there.set()
+            assert self.go.wait(10)
+        return super().process(items)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("operation", ["open", "process", "flush", "close"])
+@pytest.mark.parametrize("stops", [1, 2, 3])
+def test_a_stop_works_from_every_state(threads, operation, stops):
+    stage, sink, source = Gated(operation), ListSink(), ScriptedSource(20)
+    pipeline = make([source], [FakeStage("a"), stage, FakeStage("b")], [sink], threads=threads)
+
+    def stop():
+        assert stage.there.wait(10)
+        for _ in range(stops):
+            pipeline.request_stop()
+            threading.Event().wait(0.06)  # longer than the runner's look at the requests
+        stage.go.set()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    result = pipeline.run()
+    thread.join()
+    assert result.exit_code == 130, result.reason
+    assert not result.failures
+    assert stage.calls[-1] == sink.calls[-1] == "close"
+    assert live_threads() == []
+    for name, q in result.queues.items():
+        assert q.offered == q.delivered + q.dropped + q.discarded + q.depth, name
+    if stops == 1:  # a drain loses nothing that was read, an abort flushes nothing
+        assert sink.seqs == list(range(result.streams["cam"].frames_in))
+    elif operation in ("open", "process"):
+        assert "flush" not in stage.calls
+
+
+@pytest.mark.parametrize("stages", [0, 1])
+def test_frames_that_only_a_slow_output_lost_are_told(stages):
+    from pipeline.console import essence
+    from pipeline.report import build_report
+
+    gate = threading.Event()
+
+    class Burst(ScriptedSource):
+        def read(self, timeout_s):
+            if self.seq == self.count:
+                gate.set()
+            self.interrupted.wait(0.002)
+            return super().read(timeout_s)
+
+    result = make(
+        [Burst(40, live=True)], [FakeStage()] * stages, [ListSink("slow", gate=gate)], live=True
+    ).run()
+    name = next(name for name in result.queues if name.endswith("->slow"))
+    lost = result.queues[name].dropped
+    assert lost > 10
+    text = "\n".join(essence(build_report(result, config={})))
+    assert f"{name}: {lost} frames dropped" in text

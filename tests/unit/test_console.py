@@ -26,6 +26,7 @@ def report(**changes):
         "exit": {"code": 0, "reason": "end of stream"},
         "streams": {"a": stream},
         "stages": {"infer": {"busy_share": 0.9}},
+        "queues": {},
         "throughput": {"fps": 5.0, "wall_s": 2.0, "bottleneck": "infer"},
         "outputs": [{"uri": "out.mp4", "frames": 10, "duration_s": 0.4, "bytes": 12_345}],
         "notes": [],
