@@ -236,7 +236,9 @@ def wait_for_frames(process, jsonl, count):
     pytest.fail("no frames within 30 s")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "term", "hangup"]
+)
 def test_a_stop_completes_every_output_and_exits_130(number, plain, tmp_path):
     out, lines, report = tmp_path / "out.mp4", tmp_path / "out.jsonl", tmp_path / "r.json"
     process = start(SCENE, "-c", plain, "-o", out, "-o", lines, "--report", report)
