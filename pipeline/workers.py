@@ -6,6 +6,8 @@ See `segment` for what they have in common and for the promises about failures.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from fractions import Fraction
 
 from pipeline.errors import SourceError, StageError
 from pipeline.frame import Frame, Item
@@ -72,6 +74,7 @@ class SourceWorker(Worker):
         self.chain: Chain
         self.metrics = StageMetrics()
         self._limit = StreamLimit(limits, live=source.live)
+        self._started: tuple[int, Fraction] | None = None
         self.stream = state.streams.setdefault(source.name, StreamMetrics())
 
     def run(self) -> None:
@@ -125,6 +128,7 @@ class SourceWorker(Worker):
             if isinstance(result, Frame):
                 if self._limit.reached_before(result):
                     return
+                result = self._paced(result)
                 self.stream.frames_in += 1
                 self.stream.epochs = max(self.stream.epochs, result.id.epoch + 1)
                 self.chain.process([result])
@@ -135,6 +139,24 @@ class SourceWorker(Worker):
                 return
             elif isinstance(result, End) or self._limit.expired(self.state.clock.now_ns()):
                 return
+
+    def _paced(self, frame: Frame) -> Frame:
+        """Hold back a finite source's frame in a live run until its media time has come.
+
+        A file that is to be treated as a camera comes at a camera's pace; read as fast as the disk
+        gives it, nearly all of it would be dropped.
+        """
+        media_s = frame.time.media_s
+        if self.source.live or not self.state.context.live or media_s is None:
+            return frame
+        clock = self.state.clock
+        if self._started is None:
+            self._started = clock.now_ns(), media_s
+        started_ns, first_s = self._started
+        early_s = float(media_s - first_s) - (clock.now_ns() - started_ns) / 1e9
+        if early_s > 0:
+            self.state.draining.wait(early_s)
+        return replace(frame, time=replace(frame.time, captured_ns=clock.now_ns()))
 
     def _read(self) -> ReadResult:
         wall, cpu = time.perf_counter_ns(), time.thread_time_ns()

@@ -13,7 +13,7 @@ from pipeline.limits import Limits
 from pipeline.queue import QueueStats
 from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
 from pipeline.stage import RunContext
-from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource
+from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource, make_frame
 
 THREADS = ("per_stage", "single")
 DEADLINES = Deadlines(drain_s=0.12, abort_s=0.12, slow_call_s=0.08)
@@ -386,6 +386,26 @@ def test_a_live_run_drops_in_the_first_queue_only_and_keeps_the_freshest():
     drops = [q.dropped for q in result.queues.values()]
     assert drops == [stream.dropped_full, 0, 0]
     check_books(result)
+
+
+def test_a_file_in_a_live_run_comes_at_its_own_pace():
+    sink = ListSink()
+    result = make([ScriptedSource(6)], [FakeStage()], [sink], live=True).run()
+    assert result.wall_s >= 5 / 25, "six frames at 25 a second"
+    assert sink.seqs == list(range(6))
+    assert result.ages_ms["cam"].max < 150, "age counts from when the frame was due"
+
+
+def test_a_stop_does_not_wait_for_the_next_frame_of_a_paced_file():
+    source = ScriptedSource(10**6)
+    sink = ListSink()
+    pipeline = make([source], [], [sink], live=True, deadlines=DEADLINES)
+    source.read = lambda timeout_s: make_frame(source.seq, pts=source.seq * 10**6)
+    thread = stop_when(sink.entered, pipeline)
+    result = pipeline.run()
+    thread.join()
+    assert result.exit_code == 130
+    assert result.wall_s < 5
 
 
 def test_a_slow_sink_of_a_live_run_does_not_hold_up_the_other():
