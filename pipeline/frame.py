@@ -72,6 +72,38 @@ class DepthMap:
     """disparity: larger is nearer; relative_depth: larger is farther; depth_m: metres."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """The class of each pixel (semantic segmentation: no instances).
+
+    Raises:
+        ValueError: the map is not (h, w) uint8.
+    """
+
+    class_id: U8
+    """(h, w) uint8 in the size of the original picture, index into `class_names`."""
+    class_names: tuple[str, ...]
+    """All the names the model knows, by class id."""
+
+    def __post_init__(self) -> None:
+        if self.class_id.ndim != 2 or self.class_id.dtype != np.uint8:
+            raise ValueError(
+                f"class_id must be (h, w) uint8, got {self.class_id.shape} "
+                f"{self.class_id.dtype.name}"
+            )
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is what belongs to no class, by its name."""
+        return bool(self.class_names) and self.class_names[0].strip("_").lower() == "background"
+
+    def shares(self) -> dict[int, float]:
+        """Return the share of pixels of each class that is present, by class id."""
+        counts = np.bincount(self.class_id.ravel(), minlength=1)
+        present = np.flatnonzero(counts)
+        return {int(i): int(counts[i]) / self.class_id.size for i in present}
+
+
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A sentence about the picture."""
@@ -88,7 +120,7 @@ class Frame:
     """One picture and all that is known about it.
 
     Raises:
-        ValueError: the image is not (h, w, 3) uint8.
+        ValueError: the image is not (h, w, 3) uint8, or the segmentation has another size.
     """
 
     id: FrameId
@@ -97,6 +129,8 @@ class Frame:
     """(h, w, 3) uint8 BGR, host memory, rotation applied."""
     detections: Detections | None = None
     """None: no detector ran. Empty: one ran and found nothing."""
+    segmentation: Segmentation | None = None
+    """None: no semantic segmentation ran."""
     depth: DepthMap | None = None
     captions: tuple[Caption, ...] = ()
     discontinuity: bool = False
@@ -109,6 +143,12 @@ class Frame:
             raise ValueError(
                 f"image must be (h, w, 3) uint8, got {self.image.shape} {self.image.dtype.name}"
             )
+        found = self.segmentation
+        if found is not None and found.class_id.shape != self.image.shape[:2]:
+            raise ValueError(
+                f"segmentation must have the picture's size {self.image.shape[:2]}, "
+                f"got {found.class_id.shape}"
+            )
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -120,6 +160,7 @@ class Frame:
         """Bytes of pixels and results, for byte-bounded queues."""
         size = self.image.nbytes
         size += 0 if self.detections is None else self.detections.nbytes
+        size += 0 if self.segmentation is None else self.segmentation.class_id.nbytes
         return size + (0 if self.depth is None else self.depth.values.nbytes)
 
     def __repr__(self) -> str:

@@ -55,6 +55,21 @@ class Letterbox:
         boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
         return boxes
 
+    def points_to_source(self, points: F32) -> F32:
+        """Map points from model input back to the original picture.
+
+        Args:
+            points: (..., 2 or more) float32: x, y in model pixels; further columns are kept. Not
+                modified.
+
+        Returns:
+            The same shape, float32; not clipped, so a point may lie outside the picture.
+        """
+        mapped = points.astype(np.float32)
+        mapped[..., :2] -= np.array(self.pad_xy, np.float32)
+        mapped[..., :2] /= np.array(self.scale_xy, np.float32)
+        return mapped
+
     def to_model(self, xyxy: F32) -> F32:
         """Map boxes (n, 4) of the original picture into model pixels; the inverse, unclipped."""
         _check_boxes(xyxy)

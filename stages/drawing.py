@@ -1,4 +1,4 @@
-"""How the overlay looks: pixels only. Boxes, labels, masks, header and captions on a BGR picture.
+"""How the overlay looks: pixels only. Boxes, labels, masks, legend and captions on a BGR picture.
 
 Knows nothing of configuration or of frames; `stages.overlay` decides what is drawn. Imports cv2, so
 it is imported when the overlay opens. A `Canvas` belongs to one thread; the functions are pure.
@@ -119,7 +119,8 @@ def pixel_edges(xyxy: F32, size_wh: tuple[int, int]) -> list[Edges | None]:
 class Canvas:
     """One picture being drawn on: remembers where text stands, so that labels keep off each other.
 
-    Draw in this order: masks, boxes, then `panel` for header and captions, then labels.
+    Draw in this order: masks, boxes, then `legend`, then `panel` for header and captions, then
+    labels.
     """
 
     def __init__(self, image: U8, font: cv2.FontFace, *, line_px: int, text_px: int) -> None:
@@ -156,8 +157,7 @@ class Canvas:
     def box(self, edges: Edges, color: Color) -> None:
         """Draw a frame centred on `edges`, with a dark rim on both sides, inside the picture."""
         left, top, right, bottom = edges
-        # A thick line would fill a small object, so it gets thinner with its box.
-        line = min(self._line_px, max(1, min(right - left, bottom - top) // 8))
+        line = self.line_px_in(edges)
         rim = min(self._rim_px, line)
         outside = line // 2
         left, top = max(left - outside, 0), max(top - outside, 0)
@@ -169,6 +169,40 @@ class Canvas:
             start, end = (left + inset, top + inset), (right - 1 - inset, bottom - 1 - inset)
             if end[0] >= start[0] and end[1] >= start[1]:
                 cv2.rectangle(self.image, start, end, ring, 1)
+
+    def line_px_in(self, edges: Edges) -> int:
+        """Return the line thickness for a box: a thick line would fill a small object."""
+        left, top, right, bottom = edges
+        return min(self._line_px, max(1, min(right - left, bottom - top) // 8))
+
+    def legend(self, entries: Sequence[tuple[str, Color]]) -> None:
+        """Write names with squares of their colours on a darkened panel at the top right.
+
+        What does not fit the picture's height is summed up in a last line, `+ 3 more`.
+        """
+        if not self.has_room or not entries:
+            return
+        size = self._text_px
+        pad, step = max(3, size // 2), round(size * _LINE_HEIGHT)
+        most = max((self.height - pad) // step, 1)
+        rows = [(printable(name[:_MAX_LABEL_CHARS]), color) for name, color in entries[:most]]
+        if len(entries) > most:
+            rows[-1] = (f"+ {len(entries) - most + 1} more", _RIM)
+        inset = 2 * pad + size
+        room = self.width // 2 - inset
+        texts = [self.fit(text, room) for text, _ in rows]
+        width = min(max(self._measure(text, size) for text in texts) + inset, self.width)
+        height = min(step * len(rows) + pad, self.height)
+        x = self.width - width
+        region = self.image[:height, x:]
+        region[...] = cv2.convertScaleAbs(region, alpha=_PANEL_LIGHT)
+        self._take(x, 0, width, height)
+        side = round(size * 0.8)
+        for row, (text, (_, color)) in enumerate(zip(texts, rows, strict=True)):
+            top = pad // 2 + row * step
+            inside = top + (step - side) // 2
+            self._fill(x + pad // 2, inside, x + pad // 2 + side, inside + side, color)
+            self._text(text, x + pad + size, top, size, _WHITE)
 
     def label(self, edges: Edges, text: str, color: Color, tail: str = "") -> bool:
         """Write `text` and `tail` at a box, where they cover no other text if there is a place.

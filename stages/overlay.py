@@ -1,6 +1,7 @@
-"""Draws what is known about a frame into a copy of its picture: boxes, labels, masks, figures.
+"""Draws what is known about a frame into a copy of its picture: boxes, masks, keypoints, maps.
 
-One thread runs it. The drawing itself is in `stages.drawing`, which is imported at `open`.
+One thread runs it. The drawing itself is in `stages.drawing` and `stages.drawing_results`, which
+are imported at `open`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,26 @@ class OverlayConfig(Config):
     masks: bool = Field(
         default=True, description="Tint the pixels of each detection that has a mask."
     )
-    opacity: float = Field(0.45, ge=0, le=1, description="Strength of the masks' tint, 0 to 1.")
+    segmentation: bool = Field(
+        default=True,
+        description="Tint each pixel in the colour of its class, but for the background, where a "
+        "model maps the whole picture.",
+    )
+    opacity: float = Field(
+        0.45, ge=0, le=1, description="Strength of the tint of masks and maps, 0 to 1."
+    )
+    legend: bool = Field(
+        default=True,
+        description="Name the classes of such a map that are in the picture, at the top right.",
+    )
+    keypoints: bool = Field(
+        default=True,
+        description="Draw the keypoints of each detection that has them; with COCO's 17 keypoints "
+        "of people the skeleton too.",
+    )
+    keypoint_threshold: float = Field(
+        0.5, ge=0, le=1, description="Lowest score of a keypoint that is drawn."
+    )
     captions: bool = Field(
         default=True, description="Write captions, if any, at the bottom of the picture."
     )
@@ -118,14 +138,21 @@ class OverlayStage(Stage[Frame, Frame]):
     def _draw(self, frame: Frame) -> Frame:
         # Imported by `open`; at module level it would load cv2 for `check` and `list` too.
         from stages import drawing
+        from stages.drawing_results import legend_of, tint_map
 
         if self._font is None:
             raise RuntimeError(f"{self.name}: process was called before open")
         config, found = self.config, frame.detections
         figures = self._figures(frame) if config.show else []
         captions = frame.captions if config.captions else ()
-        wanted = config.boxes or config.labels or (config.masks and found and found.masks)
-        if not (figures or captions or (found and wanted)) or 0 in frame.size_wh:
+        wanted = found is not None and (
+            config.boxes
+            or config.labels
+            or (config.masks and found.masks is not None)
+            or (config.keypoints and found.keypoints is not None)
+        )
+        mapped = frame.segmentation if config.segmentation or config.legend else None
+        if not (figures or captions or mapped or (found and wanted)) or 0 in frame.size_wh:
             return frame
         size_wh = frame.size_wh
         line, text = config.thickness, config.text_px
@@ -135,7 +162,11 @@ class OverlayStage(Stage[Frame, Frame]):
             line_px=drawing.auto_line_px(size_wh) if line == "auto" else line,
             text_px=drawing.auto_text_px(size_wh) if text == "auto" else text,
         )
+        if mapped is not None and config.segmentation:
+            tint_map(canvas.image, mapped, config.opacity)
         drawn = self._draw_shapes(canvas, found) if found else []
+        if mapped is not None and config.legend:
+            canvas.legend(legend_of(mapped))
         if figures:
             canvas.panel(canvas.pack(figures), "top")
         if captions:
@@ -145,8 +176,9 @@ class OverlayStage(Stage[Frame, Frame]):
         return replace(frame, image=canvas.image)
 
     def _draw_shapes(self, canvas: Canvas, found: Detections) -> list[tuple[int, Edges]]:
-        """Draw masks and boxes, large ones first; return the rows that were seen, in that order."""
+        """Draw masks, boxes, keypoints, large ones first; return the rows seen, in that order."""
         from stages.drawing import color_of, pixel_edges
+        from stages.drawing_results import draw_keypoints
 
         edges = pixel_edges(found.xyxy, (canvas.width, canvas.height))
         sizes = found.xyxy.astype(np.float64)
@@ -163,6 +195,15 @@ class OverlayStage(Stage[Frame, Frame]):
         if self.config.boxes:
             for row, box in seen:
                 canvas.box(box, color_of(classes[row]))
+        if self.config.keypoints and found.keypoints is not None:
+            for row, box in seen:
+                draw_keypoints(
+                    canvas.image,
+                    found.keypoints[row],
+                    color_of(classes[row]),
+                    line_px=canvas.line_px_in(box),
+                    threshold=self.config.keypoint_threshold,
+                )
         return seen
 
     def _draw_labels(

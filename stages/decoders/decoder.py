@@ -1,4 +1,4 @@
-"""The contract between a graph's numbers and detections, and what recognition may look at.
+"""The contract between a graph's numbers and results, and what recognition may look at.
 
 A decoder is a pure value: made once from the graph's description, safe from any thread. It knows
 nothing of sessions or pictures; preprocessing is data that it declares and the preprocess stage
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.geometry import F32
+from pipeline.detections import Mask
+from pipeline.geometry import F32, Letterbox
 
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 Outputs = Mapping[str, NDArray[np.generic]]
 
 
@@ -73,6 +75,34 @@ class Preprocessing:
     """Per channel in `pixel_order`; 1/255 gives 0..1."""
 
 
+class MaskSource(ABC):
+    """What the masks of n candidates are made from; made only for those that stay."""
+
+    @abstractmethod
+    def take(self, rows: I64) -> MaskSource:
+        """Return the source of the chosen rows, in the order asked for."""
+
+    @abstractmethod
+    def cut(self, letterbox: Letterbox, xyxy: F32) -> tuple[Mask, ...]:
+        """Return one mask for each row, in pixels of the original picture, cropped.
+
+        Args:
+            letterbox: How the picture was fitted into the model's input.
+            xyxy: (n, 4) float32, the detections' boxes in the original picture, clipped to it.
+
+        Raises:
+            ModelError: the numbers are not what masks are made of.
+        """
+
+
+class MapSource(ABC):
+    """Scores of every class for every pixel of the model's input, or fewer of them."""
+
+    @abstractmethod
+    def paint(self, letterbox: Letterbox) -> U8:
+        """Return (h, w) uint8: the class of each pixel of the original picture."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """What a decoder found in one picture, before suppression; n may be 0. Not sorted."""
@@ -85,6 +115,23 @@ class Candidates:
     """(n,) int64."""
     suppressed: bool = False
     """True when the graph has already removed overlaps: nms then only filters and limits."""
+    masks: MaskSource | None = None
+    """For the same n rows; None where the graph makes no masks."""
+    keypoints: F32 | None = None
+    """(n, k, 3) float32: x, y in model pixels, score; None where the graph makes none."""
+    class_map: MapSource | None = None
+    """Of semantic segmentation, which has no rows: n is 0 then."""
+
+    def take(self, rows: I64) -> Candidates:
+        """Return the chosen rows, in the order asked for."""
+        return replace(
+            self,
+            xyxy=self.xyxy[rows],
+            score=self.score[rows],
+            class_id=self.class_id[rows],
+            masks=None if self.masks is None else self.masks.take(rows),
+            keypoints=None if self.keypoints is None else self.keypoints[rows],
+        )
 
 
 class Decoder(ABC):

@@ -21,6 +21,7 @@ from stages.decoders.decoder import (
     Candidates,
     Decoder,
     GraphInfo,
+    MaskSource,
     Outputs,
     Preprocessing,
     TensorInfo,
@@ -164,12 +165,19 @@ def corners(centre_xy: F32, size_wh: F32) -> F32:
 
 
 def candidates(
-    kind: str, xyxy: F32, score: F32, class_id: I64, *, suppressed: bool = False
+    kind: str,
+    xyxy: F32,
+    score: F32,
+    class_id: I64,
+    *,
+    suppressed: bool = False,
+    masks: MaskSource | None = None,
+    keypoints: F32 | None = None,
 ) -> Candidates:
     """Return checked candidates; scores a rounding error outside 0..1 are clipped.
 
     Raises:
-        ModelError: a score is no probability, or a box is not finite.
+        ModelError: a score is no probability, or a box or a keypoint is not finite.
     """
     if len(score):
         low, high = float(score.min()), float(score.max())
@@ -184,12 +192,27 @@ def candidates(
                 f"{kind}: {bad} of {len(xyxy)} boxes above the threshold have values that are not "
                 "finite: the graph went wrong on this picture"
             )
+        if keypoints is not None and not np.isfinite(keypoints).all():
+            raise ModelError(
+                f"{kind}: keypoints have values that are not finite: the graph went wrong on this "
+                "picture"
+            )
     return Candidates(
         xyxy=np.ascontiguousarray(xyxy, dtype=np.float32),
         score=score.clip(0, 1).astype(np.float32, copy=False),
         class_id=class_id.astype(np.int64, copy=False),
         suppressed=suppressed,
+        masks=masks,
+        keypoints=None if keypoints is None else as_f32(keypoints),
     )
+
+
+def sigmoid(values: NDArray[np.generic]) -> F32:
+    """Return 1 / (1 + exp(-x)) as float32, without overflow."""
+    # tanh saturates instead of overflowing; the two are the same function.
+    half = np.float32(0.5)
+    result: F32 = half * (np.tanh(as_f32(values) * half) + np.float32(1))
+    return result
 
 
 def check_class_ids(kind: str, class_id: I64, class_count: int) -> None:

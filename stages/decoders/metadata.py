@@ -15,7 +15,9 @@ from pipeline.errors import ModelError
 
 KEY = "rackfocus"
 SCHEMA = 1
-_DETECTING_TASKS = ("detect", "segment")
+_TASKS = ("detect", "segment", "keypoints", "semantic")
+"""Boxes, boxes with masks, boxes with keypoints, a class for each pixel."""
+_ULTRALYTICS_TASKS = ("detect", "segment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ def stated(metadata: Mapping[str, str]) -> Stated | None:
     """Return what the file says of itself, our own metadata first; None where it says nothing.
 
     Raises:
-        ModelError: metadata that is ours but broken or newer, or a task that is no detection.
+        ModelError: metadata that is ours but broken or newer, or a task that cannot be decoded.
     """
     if KEY in metadata:
         return _ours(metadata[KEY])
@@ -58,8 +60,8 @@ def _ours(text: str) -> Stated:
             "Rackfocus, or export the model again"
         )
     task = data.get("task")
-    if task not in _DETECTING_TASKS:
-        raise ModelError(f"the model's task is {task!r}; a detector is needed ('detect')")
+    if task not in _TASKS:
+        raise ModelError(f"the model's task is {task!r}; known: {', '.join(_TASKS)}")
     decoder = data.get("decoder")
     preprocessing = data.get("preprocessing", {})
     options = data.get("options", {})
@@ -87,10 +89,10 @@ def _ours(text: str) -> Stated:
 
 def _ultralytics(metadata: Mapping[str, str]) -> Stated:
     task = metadata.get("task", "detect")  # YOLOv5's own exporter writes no task
-    if task not in _DETECTING_TASKS:
+    if task not in _ULTRALYTICS_TASKS:
         raise ModelError(
-            f"Ultralytics' metadata says task {task!r}; only {' and '.join(_DETECTING_TASKS)} can "
-            "be decoded"
+            f"Ultralytics' metadata says task {task!r}; only "
+            f"{' and '.join(_ULTRALYTICS_TASKS)} can be decoded"
         )
     size_wh = None
     if "imgsz" in metadata:

@@ -12,17 +12,20 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.errors import ModelError
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
+from stages.decoders.detr import DetrDecoder
 from stages.decoders.family import Family
 from stages.decoders.metadata import Stated, stated
 from stages.decoders.names import table_for
 from stages.decoders.nanodet import NanodetDecoder, PicodetDecoder
 from stages.decoders.rcnn import RcnnDecoder
+from stages.decoders.segmentation import SegmentationDecoder
 from stages.decoders.ssd import SsdDecoder
 from stages.decoders.yolo_end2end import YoloEnd2EndDecoder
 from stages.decoders.yolo_fastestv2 import YoloFastestV2Decoder
 from stages.decoders.yolov5 import Yolov5Decoder
 from stages.decoders.yolov8 import Yolov8Decoder
 from stages.decoders.yolox import YoloxDecoder
+from stages.decoders.yunet import YunetDecoder
 
 FAMILIES: Mapping[str, type[Family]] = {
     family.kind: family
@@ -36,6 +39,9 @@ FAMILIES: Mapping[str, type[Family]] = {
         PicodetDecoder,
         YoloFastestV2Decoder,
         RcnnDecoder,
+        DetrDecoder,
+        YunetDecoder,
+        SegmentationDecoder,
     )
 }
 """Every decoder by the name it has in YAML and in metadata."""
@@ -57,7 +63,7 @@ def recognise(
     class_names: Sequence[str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Recognised:
-    """Return all that is needed to use the graph as a detector.
+    """Return all that is needed to use the graph as a detector or segmenter.
 
     Args:
         graph: Inputs, outputs as seen in a trial run, metadata.
@@ -145,7 +151,7 @@ def _not_recognised(graph: GraphInfo, possible: Sequence[type[Family]]) -> Model
     shapes = [f"{family.kind!r} ({family.form})" for family in possible]
     could = f"It could be {' or '.join(shapes)}. " if shapes else "None of the decoders fits. "
     return ModelError(
-        "this graph is not recognised with certainty as a detector. "
+        "this graph is not recognised with certainty as a detector or segmenter. "
         f"{could}Seen: {graph.summary()}. If it is one, name its decoder (`decoder:` of the infer "
         f"stage, --set infer.decoder=NAME); choices: {', '.join(FAMILIES)}"
     )

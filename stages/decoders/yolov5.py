@@ -1,8 +1,7 @@
 """YOLOv5 and relatives: decoded boxes with objectness, one candidate a row.
 
 YOLOv5, YOLOv7 and YOLOv3 of Ultralytics export boxes as centre and size in model pixels already. A
-segmentation export adds coefficients to each row and prototypes as a second output: boxes are
-read, masks are not.
+segmentation export adds mask coefficients to each row and prototypes as a second output.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from stages.decoders.family import (
     reject_nan,
     shape_without_batch,
 )
+from stages.decoders.masks import PrototypeMasks
 
 _ANCHORS_PER_CELL = 3
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
@@ -35,12 +35,18 @@ class Yolov5Decoder(Family):
     form: ClassVar[str] = "an output [b, n, 5 + classes], boxes as centre and size in model pixels"
 
     def __init__(
-        self, output: str, class_count: int, rows: int | None = None, coefficients: int = 0
+        self,
+        output: str,
+        class_count: int,
+        rows: int | None = None,
+        coefficients: int = 0,
+        prototypes: str | None = None,
     ) -> None:
         self.output = output
         self.class_count = class_count
         self._shape = (rows, 5 + class_count + coefficients)
-        self.note = "masks are not decoded yet" if coefficients else ""
+        self._coefficients = coefficients
+        self._prototypes = prototypes
 
     @classmethod
     def fit(
@@ -67,7 +73,8 @@ class Yolov5Decoder(Family):
                 graph,
                 f"output {flat[0].name!r} has fewer rows ({shape[0]}) than columns ({shape[1]})",
             )
-        return cls(flat[0].name, shape[1] - 5 - coefficients, shape[0], coefficients)
+        name = prototypes[0].name if prototypes else None
+        return cls(flat[0].name, shape[1] - 5 - coefficients, shape[0], coefficients, name)
 
     @classmethod
     def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:
@@ -95,4 +102,8 @@ class Yolov5Decoder(Family):
         reject_nan(score, self.kind)
         keep = score >= score_threshold
         xyxy = corners(found[keep, :2], found[keep, 2:4])
-        return candidates(self.kind, xyxy, score[keep], class_id[keep])
+        masks = None
+        if self._prototypes is not None:
+            planes = as_f32(read(outputs, self._prototypes, (self._coefficients, None, None)))
+            masks = PrototypeMasks(found[keep, 5 + self.class_count :], planes)
+        return candidates(self.kind, xyxy, score[keep], class_id[keep], masks=masks)

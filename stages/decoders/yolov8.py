@@ -1,8 +1,7 @@
 """YOLOv8 and relatives (v9, v11, v12, v5u): decoded boxes without objectness, transposed.
 
 One column a cell: centre and size in model pixels, then a score for each class. A segmentation
-export adds coefficients below them and prototypes as a second output: boxes are read, masks are
-not.
+export adds mask coefficients below them and prototypes as a second output.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from stages.decoders.family import (
     shape_without_batch,
     whole_numbers,
 )
+from stages.decoders.masks import PrototypeMasks
 
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
 # 4 + 1 class + 17 keypoints x 3, and 4 + 15 classes + angle: the pose and rotated-box relatives.
@@ -40,12 +40,18 @@ class Yolov8Decoder(Family):
     options: ClassVar[tuple[str, ...]] = ("strides",)
 
     def __init__(
-        self, output: str, class_count: int, columns: int | None = None, coefficients: int = 0
+        self,
+        output: str,
+        class_count: int,
+        columns: int | None = None,
+        coefficients: int = 0,
+        prototypes: str | None = None,
     ) -> None:
         self.output = output
         self.class_count = class_count
         self._shape = (4 + class_count + coefficients, columns)
-        self.note = "masks are not decoded yet" if coefficients else ""
+        self._coefficients = coefficients
+        self._prototypes = prototypes
 
     @classmethod
     def fit(
@@ -76,7 +82,8 @@ class Yolov8Decoder(Family):
                 f"input {size_wh[0]}x{size_wh[1]} has {' or '.join(map(str, sorted(counts)))} "
                 f"cells, output {flat[0].name!r} has {shape[1]} columns",
             )
-        return cls(flat[0].name, shape[0] - 4 - coefficients, shape[1], coefficients)
+        name = prototypes[0].name if prototypes else None
+        return cls(flat[0].name, shape[0] - 4 - coefficients, shape[1], coefficients, name)
 
     @classmethod
     def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:
@@ -105,4 +112,9 @@ class Yolov8Decoder(Family):
         keep = np.flatnonzero(best >= score_threshold)
         box = as_f32(table[:4, keep].T)
         class_id = classes[:, keep].argmax(axis=0)
-        return candidates(self.kind, corners(box[:, :2], box[:, 2:]), best[keep], class_id)
+        masks = None
+        if self._prototypes is not None:
+            planes = as_f32(read(outputs, self._prototypes, (self._coefficients, None, None)))
+            masks = PrototypeMasks(as_f32(table[4 + self.class_count :, keep].T), planes)
+        xyxy = corners(box[:, :2], box[:, 2:])
+        return candidates(self.kind, xyxy, best[keep], class_id, masks=masks)

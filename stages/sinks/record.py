@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.detections import Detections, Mask
-from pipeline.frame import Frame
+from pipeline.frame import Frame, Segmentation
 
 PIXEL_DIGITS: Final = 2
 SCORE_DIGITS: Final = 4
+SHARE_DIGITS: Final = 4
 
 # 5 bits a character; 64-bit numbers need at most 13 of them.
 _MAX_CHARACTERS: Final = 13
@@ -39,6 +40,8 @@ def frame_record(frame: Frame) -> dict[str, object]:
         record["time_s"] = float(time.pts * time.time_base)
     if frame.detections is not None:
         record["detections"] = _detection_records(frame.detections, frame.size_wh)
+    if frame.segmentation is not None:
+        record["segmentation"] = _shares(frame.segmentation)
     if frame.captions:
         record["captions"] = [caption.text for caption in frame.captions]
     return record
@@ -104,6 +107,15 @@ def _detection_records(detections: Detections, size_wh: tuple[int, int]) -> list
             record["mask"] = {"size": [height, width], "counts": counts}
         records.append(record)
     return records
+
+
+def _shares(found: Segmentation) -> dict[str, float]:
+    """Return the share of the picture's pixels by class name, of classes that are present."""
+    shares: dict[str, float] = {}
+    for class_id, share in found.shares().items():
+        name = found.class_names[class_id]
+        shares[name] = shares.get(name, 0.0) + share
+    return {name: round(share, SHARE_DIGITS) for name, share in shares.items()}
 
 
 def rle_counts(mask: Mask, size_wh: tuple[int, int]) -> NDArray[np.int64]:

@@ -165,14 +165,13 @@ def test_metadata_and_graph_that_disagree_are_an_error():
         recognise(graph)
 
 
-def test_masks_of_a_segmentation_file_are_said_to_be_unread():
+def test_a_segmentation_file_of_ultralytics_is_recognised():
     graph = describe(
         {"output0": (1, 116, 3549), "output1": (1, 32, 104, 104)},
         metadata={"names": NAMES_80, "stride": "32", "task": "segment"},
     )
     found = recognise(graph)
-    assert found.class_names == COCO_80
-    assert "masks are not decoded" in found.reason
+    assert (found.decoder.kind, found.class_names) == ("yolov8", COCO_80)
 
 
 def test_our_own_metadata_goes_before_shapes():
