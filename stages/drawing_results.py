@@ -53,7 +53,7 @@ def draw_keypoints(image: U8, points: F32, color: Color, *, line_px: int, thresh
         cv2.line(image, one, other, _RIM, line_px + 2, cv2.LINE_AA, _SHIFT)
     for one, other in seen:
         cv2.line(image, one, other, color, line_px, cv2.LINE_AA, _SHIFT)
-    radius = round((line_px * 0.5 + 1) * 2**_SHIFT)
+    radius = round((line_px * 0.75 + 1.5) * 2**_SHIFT)
     for xy, visible in zip(at, shown, strict=True):
         if visible:
             cv2.circle(image, xy, radius + (1 << _SHIFT), _RIM, cv2.FILLED, cv2.LINE_AA, _SHIFT)

@@ -5,6 +5,7 @@ To change them: `pytest tests/golden --update-golden`, then look at every PNG th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.detections import Detections, Mask
-from pipeline.frame import Caption, Frame, FrameId, FrameTime
+from pipeline.frame import Caption, Frame, FrameId, FrameTime, Segmentation
 from pipeline.stage import RunContext
 from stages.overlay import OverlayConfig, OverlayStage
 
@@ -72,6 +73,40 @@ def scene(w, h, *, masks=False, tracks=False, caption=""):
     return Frame(identity, time, picture(w, h), found, captions=captions)
 
 
+def people(w, h):
+    """Two poses, one with hidden points, and a face's five dots."""
+    found = scene(w, h).detections[:2]
+    pose = np.array([
+        (50, 8), (55, 5), (45, 5), (60, 8), (40, 8), (68, 25), (32, 25), (80, 42), (20, 42),
+        (85, 60), (10, 30), (60, 58), (40, 58), (62, 78), (38, 78), (64, 97), (36, 97),
+    ], np.float32) / 100  # fmt: skip
+    corner, side = found.xyxy[:, None, :2], (found.xyxy[:, 2:] - found.xyxy[:, :2])[:, None]
+    score = np.ones((2, 17, 1), np.float32)
+    score[1, [9, 13, 15]] = 0.2
+    points = np.concatenate([corner + pose * side, score], axis=2)
+    return replace(scene(w, h), detections=replace(found, keypoints=points))
+
+
+def mapped(w, h):
+    """A map of four classes over the picture: background, sky, road, and a person on it."""
+    rows, columns = np.mgrid[:h, :w]
+    class_id = np.zeros((h, w), np.uint8)
+    class_id[rows > 0.7 * h + 0.1 * (columns - w / 2)] = 2
+    class_id[rows < 0.25 * h] = 1
+    class_id[((columns - 0.4 * w) / (0.1 * w)) ** 2 + ((rows - 0.6 * h) / (0.3 * h)) ** 2 < 1] = 3
+    found = Segmentation(class_id, ("background", "sky", "road", "person"))
+    return replace(scene(w, h), detections=None, segmentation=found)
+
+
+def faces(w, h):
+    """A detection with five points and no limbs, on a map: both kinds of result in one frame."""
+    found = scene(w, h).detections[4:5]
+    xy = np.array([(0.3, 0.4), (0.7, 0.38), (0.5, 0.6), (0.35, 0.8), (0.65, 0.78)], np.float32)
+    points = found.xyxy[:, None, :2] + xy * (found.xyxy[:, 2:] - found.xyxy[:, :2])[:, None]
+    points = np.concatenate([points, np.ones((1, 5, 1), np.float32)], axis=2)
+    return replace(mapped(w, h), detections=replace(found, keypoints=points))
+
+
 CASES = {
     "boxes_320x240": ((320, 240), {}, {}),
     "boxes_640x360": ((640, 360), {}, {}),
@@ -85,6 +120,9 @@ CASES = {
         },
     ),
     "small_96x72": ((96, 72), {"thickness": 1}, {}),
+    "poses_640x480": ((640, 480), {}, {"make": people}),
+    "map_640x360": ((640, 360), {"show": ("stream", "frame")}, {"make": mapped}),
+    "map_and_face_320x240": ((320, 240), {"opacity": 0.7}, {"make": faces}),
 }
 
 
@@ -98,7 +136,9 @@ def test_overlay_looks_as_reviewed(name, request, tmp_path):
     size_wh, config, contents = CASES[name]
     stage = OverlayStage(OverlayConfig(**config), "overlay")
     stage.open(RunContext(clock=StillClock()))
-    (result,) = stage.process([scene(*size_wh, **contents)])
+    contents = dict(contents)
+    make = contents.pop("make", scene)
+    (result,) = stage.process([make(*size_wh, **contents)])
     path = HERE / f"overlay_{name}.png"
     # The plugin that adds the option is read only when this folder is named on the command line.
     if request.config.getoption("--update-golden", default=False):

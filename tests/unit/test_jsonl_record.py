@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco
 
 from pipeline.detections import Detections, Mask
-from pipeline.frame import Caption, Frame, FrameId, FrameTime
+from pipeline.frame import Caption, Frame, FrameId, FrameTime, Segmentation
 from stages.sinks.record import DetectionsHash, frame_record, record_line, rle_counts, rle_string
 
 SIZE = (40, 30)
@@ -111,3 +111,23 @@ def test_run_lengths_of_a_large_mask():
     bits = np.add.outer(np.arange(2000), np.arange(3000)) % 701 < 350
     expected = coco.encode(np.asfortranarray(bits.astype(np.uint8)))["counts"].decode()
     assert rle_string(rle_counts(Mask(0, 0, bits), (3000, 2000))) == expected
+
+
+def test_keypoints_are_rows_of_x_y_score():
+    points = np.array([[[1.005, 2.006, 0.77777], [-0.001, 3, 1]]], np.float32)
+    record = frame_record(frame(detections=detections(keypoints=points)))
+    assert record["detections"][0]["keypoints"] == [[1.0, 2.01, 0.7778], [0.0, 3.0, 1.0]]
+    assert list(record["detections"][0])[-1] == "keypoints"
+
+
+def test_segmentation_is_the_share_of_each_class_that_is_present():
+    class_id = np.zeros(SIZE[::-1], np.uint8)
+    class_id[:, :7], class_id[0, 39] = 2, 3
+    found = Segmentation(class_id, ("background", "road", "person", "person"))
+    record = frame_record(frame(segmentation=found))
+    assert "detections" not in record
+    total = SIZE[0] * SIZE[1]
+    assert record["segmentation"] == {
+        "background": round(1 - (7 * SIZE[1] + 1) / total, 4),
+        "person": round((7 * SIZE[1] + 1) / total, 4),
+    }
