@@ -211,6 +211,12 @@ def test_a_class_map_of_one_class_and_of_equal_scores():
     assert (ScoreMap(scores).paint(FITTED) == 0).all()
     scores[2] = 1
     assert (ScoreMap(scores).paint(FITTED) == 2).all()
+    # Classes 0 and 2 win a corner each and are equal elsewhere: the lower id has it.
+    scores[0] = 1
+    scores[2, :4, :2], scores[0, :4, -2:] = 2, 2
+    painted = ScoreMap(scores).paint(FITTED)
+    assert painted[0, 0] == 2
+    assert (painted[40:] == 0).all()
 
 
 def test_padding_does_not_count():

@@ -135,7 +135,7 @@ def test_yunet_decodes_box_keypoints_and_score():
     outputs["cls_16"][0, cell], outputs["obj_16"][0, cell] = 0.81, 0.64
     outputs["bbox_16"][0, cell] = 0.5, -0.25, np.log(2), np.log(3)
     outputs["kps_16"][0, cell] = np.arange(10) / 10
-    outputs["cls_8"][0, 0], outputs["obj_8"][0, 0] = 1.2, 0.04  # over 1: clipped before the root
+    outputs["cls_8"][0, 0], outputs["obj_8"][0, 0] = 1.2, 0.08  # over 1: clipped before the root
     candidates = found.decoder.decode(outputs, 0.3)
     np.testing.assert_allclose(candidates.score, [0.72], rtol=1e-6)
     cx, cy = 1.5 * 16, 1.75 * 16
