@@ -30,6 +30,7 @@ CASES = [
     ("nanodet_m_320_hpc203", "nanodet"),
     ("yolo_fastestv2_hpc203", "fastestv2"),
     ("yolov8n_int8_udaypartha", "yolov8"),
+    ("yolov8n-seg_int8", "yolov8"),
     ("converted/ssd_mobilenet", "tflite_ssd"),
 ]
 # The converted SSD numbers COCO's classes as COCO does, with gaps, from 0.

@@ -57,6 +57,9 @@ def test_pascals_names_are_cocos_in_another_spelling():
 def test_a_name_that_is_there_letter_for_letter_is_not_an_alias():
     match = match_classes(("sofa", "couch"), labelled(("couch", "sofa"), [0, 1]))
     assert match.to_data.tolist() == [1, 0]
+    # A class has one name: what comes second is another.
+    both = match_classes(("television", "tvmonitor", "tv"), labelled(("tv",), [0]))
+    assert both.to_data.tolist() == [-1, -1, 0]
     # Two classes of the data could be meant: none is taken.
     ambiguous = match_classes(("TV-monitor", "x"), labelled(("t.v.", "tv", "x"), [2]))
     assert ambiguous.to_data.tolist() == [-1, 2]
