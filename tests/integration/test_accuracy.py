@@ -21,7 +21,7 @@ from tests.helpers.reference import Reference
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
 
 SCORE, IOU, MOST = 0.001, 0.45, 100
-EVERY = 6
+EVERY = 8
 """One picture in so many. All of them, for every file: see "Accuracy" in docs/models.md."""
 CASES = [
     ("yolox_nano_iinfer", "yolox"),
