@@ -86,21 +86,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=options.device,
             common_only=options.common_classes,
         )
+        _print(lines(result, with_classes=options.classes))
         if options.json is not None:
             options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        for line in lines(result, with_classes=options.classes):
-            print(line)
-        sys.stdout.flush()
     except RackfocusError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print(texts: Iterator[str]) -> None:
+    try:
+        for text in texts:
+            print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
