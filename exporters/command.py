@@ -63,11 +63,26 @@ def export_model(
     entry = find(name)
     path = _target(out or f"{name}.onnx", overwrite=overwrite)
     _need_torch()
+    from exporters.weights import one_thread
+
+    with one_thread():
+        _export(entry, path, weights, frames, say, progress)
+    return path
+
+
+def _export(
+    entry: Entry,
+    path: Path,
+    weights: str,
+    frames: str | None,
+    say: Say,
+    progress: Progress | None,
+) -> None:
     from exporters.weights import build
 
     seen = pictures(frames)
     network, source = build(entry, weights, progress=progress)
-    say(f"{name}: {_weights_line(source.facts())}")
+    say(f"{entry.name}: {_weights_line(source.facts())}")
     card = _card(entry, source.licence)
     draft = onnx_export.describe(card, network, None)
     del draft["parity"]
@@ -106,7 +121,6 @@ def export_model(
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, certificate:")
     for line in outcome.lines():
         say(line)
-    return path
 
 
 def verify_file(file: str, *, weights: str | None, frames: str | None, say: Say) -> None:
@@ -146,6 +160,20 @@ def verify_file(file: str, *, weights: str | None, frames: str | None, say: Say)
         say(f'  numbers not compared: {_missing()} is not installed (pip install -e ".[torch]")')
         return
     _check_graph(path)
+    from exporters.weights import one_thread
+
+    with one_thread():
+        _check_numbers(path, entry, stated, weights, frames, say)
+
+
+def _check_numbers(
+    path: Path,
+    entry: Entry,
+    stated: Mapping[str, Any],
+    weights: str | None,
+    frames: str | None,
+    say: Say,
+) -> None:
     from exporters.weights import build
 
     facts: Mapping[str, Any] = stated.get("source", {})

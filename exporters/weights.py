@@ -248,6 +248,20 @@ def _moments(network: nn.Module, patterns: Mapping[str, object]) -> Iterator[dic
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: its sums, so random weights too, are then the same on every run,
+    and small networks are no slower (with two threads on two busy cores, eight times slower)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _own_random_numbers(seed: int) -> Iterator[None]:
     """Seed torch, and give the caller's random numbers back afterwards."""
     import torch
