@@ -70,9 +70,12 @@ def check_seal(path: Path, metadata: Mapping[str, str]) -> bool:
     Raises:
         SealError: the file is not the one that was certified.
     """
-    if KEY not in metadata:
-        return False
-    card = json.loads(metadata[KEY])
+    try:
+        card = json.loads(metadata.get(KEY, "null"))
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        return False  # nothing there, or broken: recognition says so
     parity = card.get("parity")
     # Certificates have a schema; files from before there were any state a parity and no digest.
     certified = isinstance(parity, dict) and "schema" in parity

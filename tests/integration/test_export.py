@@ -15,8 +15,9 @@ from exporters import command, onnx_export  # noqa: E402
 from exporters.certificate import MATCH_IOU, certify  # noqa: E402
 from exporters.frames import pictures  # noqa: E402
 from exporters.weights import build, one_thread, read_state  # noqa: E402
-from exporters.zoo import find  # noqa: E402
+from exporters.zoo import ZOO, find  # noqa: E402
 from models import torchvision_raw  # noqa: E402
+from models.yolo import published  # noqa: E402
 from pipeline.errors import ModelError, ParityError, UsageError  # noqa: E402
 from stages.decoders.metadata import KEY  # noqa: E402
 from stages.decoders.seal import SealError, digest, seal  # noqa: E402
@@ -383,6 +384,26 @@ def _detect(model, image):
     frame = Frame(FrameId("s", 0, 0), FrameTime(0, None, Fraction(1)), image)
     (out,) = nms.process([Inferred(frame, model.run([tensor])[0], letterbox)])
     return out.detections
+
+
+@pytest.mark.parametrize("entry", ZOO.values(), ids=lambda entry: entry.name)
+def test_the_table_s_sizes_are_true(entry):
+    if entry.decoder == "yolox":
+        with torch.device("meta"):
+            network = published(entry.preprocessing.size_wh, **entry.arguments)
+        assert sum(p.numel() for p in network.parameters()) == entry.parameters
+        return
+    from torchvision.models import get_model_weights, list_models
+
+    published_as = entry.official.url
+    found = [w for name in list_models() for w in get_model_weights(name) if w.url == published_as]
+    assert found[0].meta["num_params"] == entry.parameters
+    assert len(found[0].meta["categories"]) == 91
+
+
+def test_sizes_of_no_whole_cells_are_refused():
+    with pytest.raises(ValueError, match="multiples of 32"):
+        published((400, 416), depth=0.33, width=0.25)
 
 
 def test_a_checkpoint_is_loaded_from_a_file(tmp_path):

@@ -36,6 +36,8 @@ def test_a_sealed_file_is_accepted(tmp_path):
 def test_a_file_without_certificate_is_neither_refused_nor_certified(tmp_path):
     path = written(tmp_path, GRAPH)
     assert not check_seal(path, {})
+    assert not check_seal(path, {KEY: "{"})
+    assert not check_seal(path, {KEY: "[1]"})
     assert not check_seal(path, {KEY: '{"schema": 1, "parity": {"frames": 8}}'})
 
 
