@@ -97,6 +97,11 @@ def fetch(
     return target
 
 
+def is_cached(url: str) -> bool:
+    """Return whether a file of that name is in the cache, unchecked."""
+    return _target(url, None).is_file()
+
+
 def _target(url: str, folder: Path | None) -> Path:
     return (folder or cache_folder()) / url.rstrip("/").rpartition("/")[2]
 

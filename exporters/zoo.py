@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from exporters.download import is_cached
 from pipeline.errors import UsageError
 from pipeline.problems import did_you_mean
 from stages.decoders.decoder import Preprocessing
@@ -246,5 +247,5 @@ def describe() -> Iterator[str]:
         yield (
             f"  {entry.name:<21} {entry.task}, {width}x{height}, "
             f"{entry.parameters / 1e6:.1f} M parameters, {official.licence} weights from "
-            f"{official.url.split('/')[2]}"
+            f"{official.url.split('/')[2]}{' (here already)' if is_cached(official.url) else ''}"
         )

@@ -49,10 +49,14 @@ def test_an_unknown_model_is_told_the_known_ones():
         zoo.find("yolox-nan")
 
 
-def test_list_models_shows_what_can_be_exported():
+def test_list_models_shows_what_can_be_exported(monkeypatch, tmp_path):
+    monkeypatch.setenv("RACKFOCUS_HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "yolox_s.pth").write_bytes(b"")
     lines = "\n".join(listing("models", exportable=zoo.describe()))
     assert "ssdlite320" in lines
     assert "detect, 320x320, 3.4 M parameters, BSD-3-Clause weights" in lines
+    assert [line.split()[0] for line in lines.splitlines() if "here already" in line] == ["yolox-s"]
 
 
 @pytest.mark.parametrize(
