@@ -27,6 +27,8 @@ from tests.helpers.media import make_video  # noqa: E402
 
 pytestmark = [
     pytest.mark.needs_torch,
+    # An export takes ten seconds of one core; on a busy machine several times that.
+    pytest.mark.timeout(180),
     # Deprecations of torch's own making, while modules are imported in the tests' process.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -190,10 +192,12 @@ def test_a_flipped_byte_is_refused(nano, tmp_path):
         load(path)
 
 
-def test_an_export_that_fails_its_certificate_leaves_no_file(tmp_path, monkeypatch, capsys):
+def test_an_export_that_fails_its_certificate_leaves_no_file(nano, tmp_path, monkeypatch, capsys):
     import run
 
     real = command.torch_run
+    graph = parts(nano[0])[0].SerializeToString()
+    monkeypatch.setattr(onnx_export, "to_graph", lambda *_, **__: graph)  # tracing takes longest
 
     def off(network, names):
         inside = real(network, names)

@@ -132,6 +132,32 @@ def test_many_that_suppress_each_other_are_too_many():
     assert "32 detections differ, 2 may by suppression" in outcome.problems[-1]
 
 
+@pytest.mark.parametrize("wrong", [(2, 1), (5, 3)], ids=str)
+def test_every_place_in_a_batch_is_compared(wrong):
+    class Mixed(File):
+        """Gives one place of one batch size another answer."""
+
+        def run(self, tensors):
+            answers = super().run(tensors)
+            if len(tensors) == wrong[0]:
+                answers[wrong[1]]["rows"][0, 2] += 5
+            return [{"rows": answer["rows"][None]} for answer in answers]
+
+    class Batched(TableDecoder):
+        def decode(self, outputs, score_threshold):
+            return super().decode({"rows": outputs["rows"][0]}, score_threshold)
+
+    file = Mixed(ROWS)
+    file.decoder = Batched()
+    pictures = [Picture(f"picture {k}", np.zeros((SIZE, SIZE, 3), np.uint8)) for k in range(5)]
+    outcome = certify(
+        lambda batch: {"rows": np.stack([ROWS] * len(batch))}, file, pictures, dynamic_batch=True
+    )
+    assert outcome.batches == [1, 2, 5]
+    assert len(outcome.problems) == 1
+    assert outcome.problems[0].startswith(f"picture {wrong[1]} (batch {wrong[0]}): 'rows' differs")
+
+
 def test_nan_is_no_equality():
     outcome = compare(changed(0, 0, np.nan))
     assert outcome.problems == ["street: output 'rows' holds values that are not finite"]
