@@ -79,7 +79,10 @@ def test_a_download_that_broke_off_goes_on(server, tmp_path, ranges):
     with pytest.raises(ModelError, match="the next try goes on from there"):
         fetch(server.url, SHA, folder=tmp_path)
     assert names(tmp_path) == ["weights.pth.part"]
-    assert fetch(server.url, SHA, folder=tmp_path).read_bytes() == DATA
+    seen = []
+    path = fetch(server.url, SHA, folder=tmp_path, progress=lambda *step: seen.append(step))
+    assert path.read_bytes() == DATA
+    assert seen[-1] == (len(DATA), len(DATA))
     assert server.requests == [None, "bytes=300000-"]
     assert names(tmp_path) == ["weights.pth"]
 

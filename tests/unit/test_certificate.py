@@ -106,8 +106,10 @@ def test_rows_of_a_whole_detector_may_change_places():
 
 def test_a_score_on_the_threshold_may_be_on_one_side_only():
     on, below = changed(2, 4, 0.3001), changed(2, 4, 0.2999)
-    assert compare(on, below).holds
-    assert compare(below, on).holds
+    for one, other in ((on, below), (below, on)):
+        outcome = compare(one, other)
+        assert outcome.holds
+        assert outcome.flipped == []
 
 
 def test_two_of_nearly_equal_score_may_suppress_each_other():
@@ -132,6 +134,9 @@ def test_many_that_suppress_each_other_are_too_many():
     assert "32 detections differ, 2 may by suppression" in outcome.problems[-1]
 
 
+SHIFT = np.array([1, 0, 0, 0, 0, 0], np.float32)
+
+
 @pytest.mark.parametrize("wrong", [(2, 1), (5, 3)], ids=str)
 def test_every_place_in_a_batch_is_compared(wrong):
     class Mixed(File):
@@ -139,6 +144,8 @@ def test_every_place_in_a_batch_is_compared(wrong):
 
         def run(self, tensors):
             answers = super().run(tensors)
+            for place, answer in enumerate(answers):
+                answer["rows"][:, 0] += place
             if len(tensors) == wrong[0]:
                 answers[wrong[1]]["rows"][0, 2] += 5
             return [{"rows": answer["rows"][None]} for answer in answers]
@@ -151,7 +158,10 @@ def test_every_place_in_a_batch_is_compared(wrong):
     file.decoder = Batched()
     pictures = [Picture(f"picture {k}", np.zeros((SIZE, SIZE, 3), np.uint8)) for k in range(5)]
     outcome = certify(
-        lambda batch: {"rows": np.stack([ROWS] * len(batch))}, file, pictures, dynamic_batch=True
+        lambda batch: {"rows": np.stack([ROWS + k * SHIFT for k in range(len(batch))])},
+        file,
+        pictures,
+        dynamic_batch=True,
     )
     assert outcome.batches == [1, 2, 5]
     assert len(outcome.problems) == 1
