@@ -1,6 +1,6 @@
 """How much of the machine does the pipeline use, and how do the usual ways of writing it compare?
 
-    python -m benchmarks.pipeline [--clip FILE] [--model NAME|FILE.onnx] [--frames 600] [--rounds 5]
+    python -m benchmarks.pipeline [--clip FILE] [--model NAME|FILE.onnx] [--frames 900] [--rounds 3]
 
 All contestants read the same clip, run the same model with the same preprocessing, NMS and drawing
 code, and write H.264 with the same encoder settings through the same writer; they differ in who
@@ -310,8 +310,8 @@ def main() -> int:
     )
     parser.add_argument("--clip", type=Path, help="default: a 720p clip of the synthetic scene")
     parser.add_argument("--model", default="shapes")
-    parser.add_argument("--frames", type=int, default=600, help="length of the default clip")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=900, help="length of the default clip")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

@@ -68,6 +68,10 @@ class StageError(RackfocusError):
         self, stage: str, operation: str, cause: BaseException, frame_id: FrameId | None = None
     ) -> None:
         where = f" at frame {frame_id}" if frame_id is not None else ""
+        if isinstance(cause, ImportError) and "shared object file" in str(cause):
+            # The usual case: OpenCV's wheel on a minimal Linux.
+            where += " (a system library is missing: on Debian or Ubuntu apt-get install libgl1"
+            where += " libglib2.0-0 brings what OpenCV needs)"
         what = (
             str(cause) if isinstance(cause, RackfocusError) else f"{type(cause).__name__}: {cause}"
         )

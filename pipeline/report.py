@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from typing import Literal
 
@@ -187,16 +188,11 @@ def build_report(
         },
         queues={
             name: Queue(
-                capacity=q.capacity,
-                depth=q.depth,
-                peak_depth=q.peak_depth,
-                peak_bytes=q.peak_bytes,
-                offered=q.offered,
-                delivered=q.delivered,
-                dropped=q.dropped,
-                discarded=q.discarded,
-                producer_wait_s=round(q.producer_wait_s, 3),
-                consumer_wait_s=round(q.consumer_wait_s, 3),
+                **asdict(q)
+                | {
+                    "producer_wait_s": round(q.producer_wait_s, 3),
+                    "consumer_wait_s": round(q.consumer_wait_s, 3),
+                }
             )
             for name, q in result.queues.items()
         },

@@ -387,8 +387,7 @@ class Pipeline:
         for worker in self._workers:
             if isinstance(worker, SourceWorker):
                 found[worker.source.name] = worker.metrics
-            if isinstance(worker, SourceWorker | QueueWorker):
-                found |= worker.chain.named_metrics()
+            found |= worker.chain.named_metrics()
         for chain in sink_chains:
             found |= chain.named_metrics()
         return {node.name: found[node.name] for node in self._nodes}

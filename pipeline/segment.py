@@ -184,6 +184,7 @@ class Worker:
     def __init__(self, name: str, state: RunState) -> None:
         self.name = name
         self.state = state
+        self.chain: Chain
         self.activity: Activity | None = None
         self.progress = 0
         """Calls completed: grows for as long as the thread gets anywhere."""
@@ -208,6 +209,17 @@ class Worker:
         finally:
             self.activity = None
             self.progress += 1
+
+    def open_chain(self) -> bool:
+        """Open the chain's stages; where one fails, record it, end the run and return False."""
+        try:
+            self.chain.open()
+        except StageError as error:
+            self.state.fail(error)
+            self.state.abort()
+            return False
+        self.state.arrive()
+        return True
 
     def run(self) -> None:
         """What the thread does, until its stream ends, it is aborted, or it fails."""

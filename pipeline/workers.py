@@ -14,7 +14,7 @@ from pipeline.frame import Frame, Item
 from pipeline.limits import Limits, StreamLimit
 from pipeline.metrics import StageMetrics, StreamMetrics
 from pipeline.queue import BoundedQueue, QueueState
-from pipeline.segment import Chain, RunState, Worker
+from pipeline.segment import RunState, Worker
 from pipeline.stage import End, Lost, ReadResult, Source
 
 READ_TIMEOUT_S = 0.5
@@ -27,19 +27,12 @@ class QueueWorker(Worker):
     def __init__(self, name: str, queue: BoundedQueue[Item], state: RunState) -> None:
         super().__init__(name, state)
         self.queue = queue
-        self.chain: Chain
 
     def run(self) -> None:
         """Open, consume until the end, an abort or a failure, finish in order, close."""
         try:
-            try:
-                self.chain.open()
-            except StageError as error:
-                self.state.fail(error)
-                self.state.abort()
-                return
-            self.state.arrive()
-            self._consume()
+            if self.open_chain():
+                self._consume()
         finally:
             self.chain.close()
 
@@ -71,7 +64,6 @@ class SourceWorker(Worker):
     def __init__(self, source: Source, state: RunState, limits: Limits) -> None:
         super().__init__(f"source {source.name}", state)
         self.source = source
-        self.chain: Chain
         self.metrics = StageMetrics()
         self._limit = StreamLimit(limits, live=source.live)
         self._started: tuple[int, Fraction] | None = None
@@ -80,13 +72,8 @@ class SourceWorker(Worker):
     def run(self) -> None:
         """Open stages, wait for the others, open the source, read to the end, finish, close."""
         try:
-            try:
-                self.chain.open()
-            except StageError as error:
-                self.state.fail(error)
-                self.state.abort()
+            if not self.open_chain():
                 return
-            self.state.arrive()
             self.state.wait_until_open()
             self._read_all()
             if self.state.aborted.is_set():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.detections import Detections, Mask
+from pipeline.errors import StageError
 from pipeline.frame import Frame, FrameId, FrameTime, Inferred, Prepared
 from pipeline.geometry import Letterbox
 from tests.helpers.fakes import make_frame
@@ -82,6 +83,12 @@ def test_frame_time_is_exact_and_may_be_missing():
     assert replace(time, pts=None).media_s is None
     with pytest.raises(ValueError, match="positive"):
         FrameTime(0, 0, Fraction(0))
+
+
+def test_a_missing_system_library_comes_with_the_remedy():
+    cause = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+    assert "apt-get install libgl1" in str(StageError("preprocess", "open", cause))
+    assert "apt-get" not in str(StageError("preprocess", "open", ImportError("no module cv2")))
 
 
 def test_bytes_count_pictures_tensors_and_outputs():

@@ -1,0 +1,170 @@
+"""COCO's measures of a detector, as pycocotools computes them. Knows no model and no files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.detections import I64, Bits, Detections
+from pipeline.errors import UsageError
+
+F64 = NDArray[np.float64]
+
+SIZES: Final = ("small", "medium", "large")
+"""Areas up to 32x32, up to 96x96 and over 96x96 pixels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """The n labelled objects of one picture."""
+
+    xyxy: F64
+    """(n, 4) pixels of the picture, continuous edges."""
+    class_id: I64
+    """(n,) index into the class names."""
+    area: F64
+    """(n,) pixels: of the outline where it is known, else of the box. Decides the size."""
+    crowd: Bits
+    """(n,) True for a box around many objects: found or not, nothing in it counts."""
+
+    @classmethod
+    def of_boxes(cls, xyxy: NDArray[np.floating[Any]], class_id: I64) -> Truth:
+        """Return objects of which nothing but box and class is known."""
+        boxes = np.asarray(xyxy, np.float64).reshape(-1, 4)
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        return cls(boxes, np.asarray(class_id, np.int64), area, np.zeros(len(boxes), bool))
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """COCO's average precision and recall, 0..1."""
+
+    map50_95: float
+    """Mean over IoU thresholds 0.50 to 0.95 in steps of 0.05, over the classes with objects."""
+    map50: float
+    map75: float
+    by_size: dict[str, float]
+    """mAP50-95 of the objects of each size, where there are any."""
+    recall: dict[str, float]
+    """Mean recall over the IoU thresholds, with at most "1", "10", "100" detections of a class in a
+    picture."""
+    recall_by_size: dict[str, float]
+    """The same with 100, of the objects of each size, where there are any."""
+    by_class: dict[str, float]
+    """mAP50-95 of each class that has objects."""
+    map50_by_class: dict[str, float]
+    objects_by_class: dict[str, int]
+    """How many there are, crowds not counted."""
+    frames: int
+    objects: int
+    """Crowds not counted."""
+
+
+def measure(pairs: Iterable[tuple[Truth, Detections]], class_names: Sequence[str]) -> Accuracy:
+    """Return the accuracy over (truth, found) of each picture.
+
+    Args:
+        pairs: class ids of both are indices into `class_names`.
+        class_names: unique.
+
+    Raises:
+        UsageError: there are no objects, or pycocotools is not installed.
+    """
+    true_rows: list[dict[str, object]] = []
+    found_rows: list[dict[str, object]] = []
+    frames = 0
+    objects = np.zeros(len(class_names), int)
+    for frames, (truth, found) in enumerate(pairs, start=1):
+        np.add.at(objects, truth.class_id[~truth.crowd], 1)
+        for row in range(len(truth)):
+            true_rows.append(
+                _row(true_rows, frames, truth.xyxy[row], truth.class_id[row])
+                | {"area": float(truth.area[row]), "iscrowd": int(truth.crowd[row])}
+            )
+        for row in range(len(found)):
+            found_rows.append(
+                _row(found_rows, frames, found.xyxy[row], found.class_id[row])
+                | {"score": float(found.score[row]), "iscrowd": 0}
+            )
+    if not objects.any():
+        raise UsageError(f"no labelled object in {frames} pictures: there is nothing to measure")
+    judge = _judge(true_rows, found_rows, frames, class_names)
+    # Axes: IoU thresholds, recalls, classes, sizes, most detections; -1 where there is no truth.
+    precision = judge.eval["precision"][:, :, :, 0, -1]
+    stats = [float(value) for value in judge.stats]
+    present = [int(k) for k in np.flatnonzero(objects)]
+    return Accuracy(
+        map50_95=stats[0],
+        map50=stats[1],
+        map75=stats[2],
+        by_size=_known(SIZES, stats[3:6]),
+        recall=_known(("1", "10", "100"), stats[6:9]),
+        recall_by_size=_known(SIZES, stats[9:12]),
+        by_class={class_names[k]: float(precision[:, :, k].mean()) for k in present},
+        map50_by_class={class_names[k]: float(precision[0, :, k].mean()) for k in present},
+        objects_by_class={class_names[k]: int(objects[k]) for k in present},
+        frames=frames,
+        objects=int(objects.sum()),
+    )
+
+
+def _judge(
+    true_rows: list[dict[str, object]],
+    found_rows: list[dict[str, object]],
+    frames: int,
+    class_names: Sequence[str],
+) -> Any:  # noqa: ANN401 - pycocotools has no types
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise UsageError(
+            "pycocotools is needed to measure accuracy: pip install pycocotools, or the extra 'dev'"
+        ) from error
+
+    # It prints what it does, and has no switch for that.
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for rows in (true_rows, found_rows):
+            # Not loadRes: that cannot take an empty list, and finding nothing is a result.
+            side = COCO()
+            side.dataset = {
+                "info": {},
+                "images": [{"id": k + 1} for k in range(frames)],
+                "categories": [{"id": k + 1, "name": name} for k, name in enumerate(class_names)],
+                "annotations": rows,
+            }
+            side.createIndex()
+            sides.append(side)
+        judge = COCOeval(*sides, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
+
+
+def _row(
+    rows: list[dict[str, object]], picture: int, box: NDArray[Any], class_id: np.int64
+) -> dict[str, object]:
+    """Return the next row. Ids count from 1: pycocotools takes a match with id 0 for none."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    return {
+        "id": len(rows) + 1,
+        "image_id": picture,
+        "category_id": int(class_id) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+    }
+
+
+def _known(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return {name: value for name, value in zip(names, values, strict=True) if value >= 0}
