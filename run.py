@@ -220,12 +220,44 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.topic is not None and arguments.topic not in TOPICS:
         near = did_you_mean(arguments.topic, TOPICS)
         raise UsageError(f"nothing to list called '{arguments.topic}'{near} ({', '.join(TOPICS)})")
-    for line in listing(arguments.topic):
+    from exporters import zoo
+
+    for line in listing(arguments.topic, exportable=zoo.describe()):
         print(line)
     return 0
 
 
-_HANDLERS: Final = {"run": _run, "check": _check, "list": _list}
+def _export(arguments: argparse.Namespace) -> int:
+    from exporters.command import export_model
+    from pipeline.console import download_bar
+
+    with download_bar() as progress:
+        export_model(
+            arguments.name,
+            arguments.out,
+            weights=arguments.weights,
+            frames=arguments.frames,
+            overwrite=arguments.overwrite,
+            say=print,
+            progress=progress,
+        )
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from exporters.command import verify_file
+
+    verify_file(arguments.file, weights=arguments.weights, frames=arguments.frames, say=print)
+    return 0
+
+
+_HANDLERS: Final = {
+    "run": _run,
+    "check": _check,
+    "list": _list,
+    "export": _export,
+    "verify": _verify,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

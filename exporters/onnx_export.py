@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
+import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,15 +19,17 @@ import numpy as np
 from pipeline.errors import ModelError
 from pipeline.geometry import F32
 from stages.decoders.decoder import Preprocessing
+from stages.decoders.metadata import KEY as KEY
+from stages.decoders.seal import seal
 
 if TYPE_CHECKING:
     from torch import nn
 
-KEY: Final = "rackfocus"
-"""The one metadata key, holding JSON."""
 SCHEMA: Final = 1
-_OPSET: Final = 18
+OPSET: Final = 18
 """The lowest that torch's exporter writes without converting; ONNX Runtime runs it from 1.14."""
+LEGACY_OPSET: Final = 17
+"""The highest that torch's older exporter writes for detectors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Card:
     class_names: tuple[str, ...]
     licence: str
     """SPDX identifier of the weights' licence."""
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """The decoder's."""
 
 
 def export(
@@ -71,43 +74,80 @@ def export(
     Raises:
         ModelError: the file differs from the network by more than `tolerance`.
     """
-    import onnx
-    import torch
-
     if inputs.ndim != 4 or len(inputs) < 1 or inputs.dtype != np.float32:
         raise ValueError(f"inputs must be (n, 3, h, w) float32, got {inputs.shape} {inputs.dtype}")
-    network = network.eval()
     # Two, because a batch of one would be taken for a constant.
-    example = torch.from_numpy(np.ascontiguousarray(inputs[[0, -1]]))
-    with torch.no_grad(), warnings.catch_warnings():
-        # Deprecations inside torch and onnxscript, which a caller cannot act on.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["output"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            opset_version=_OPSET,
-            verbose=False,
-        )
-    model = program.model_proto
-    _forget_sources(model)
-    parity = compare(network, model.SerializeToString(), inputs)
+    model = to_graph(network.eval(), np.ascontiguousarray(inputs[[0, -1]]), ("output",))
+    parity = compare(network, model, inputs)
     if not parity.max_scaled_diff <= tolerance:
         raise ModelError(
             f"{path}: the file differs from the network by {parity.max_scaled_diff:g} over "
             f"{parity.frames} frames; at most {tolerance:g} is allowed. Nothing was written"
         )
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(describe(card, network, parity), sort_keys=True)
-    onnx.checker.check_model(model)
+    write(path, seal(model, describe(card, network, dataclasses.asdict(parity))))
+    return parity
+
+
+def to_graph(
+    network: nn.Module,
+    example: F32,
+    outputs: Sequence[str],
+    *,
+    legacy: bool = False,
+    dynamic_batch: bool = True,
+) -> bytes:
+    """Return `network` as a checked, serialised graph with input "images" and no metadata.
+
+    Args:
+        network: in evaluation mode; takes (b, 3, h, w) float32.
+        example: what to trace it on; with a free batch, two pictures or more.
+        outputs: names for what it returns, in order.
+        legacy: trace it as a script, for networks that torch.export cannot follow.
+        dynamic_batch: leave the batch size free; not with `legacy`.
+    """
+    import onnx
+    import torch
+
+    images = torch.from_numpy(example)
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": list(outputs)}
+    with torch.no_grad(), warnings.catch_warnings():
+        # Deprecations inside torch and onnxscript, which a caller cannot act on.
+        warnings.simplefilter("ignore")
+        if legacy:
+            file = io.BytesIO()
+            torch.onnx.export(
+                network, (images,), file, dynamo=False, opset_version=LEGACY_OPSET, **names
+            )
+            model = onnx.load_model_from_string(file.getvalue())
+        else:
+            free = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+            program = torch.onnx.export(
+                network,
+                (images,),
+                dynamo=True,
+                dynamic_shapes=free,
+                opset_version=OPSET,
+                verbose=False,
+                **names,
+            )
+            model = program.model_proto
+    _forget_sources(model)
+    # With shape inference, whose complaints are errors.
+    onnx.checker.check_model(model, full_check=True)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole, or leave what is there."""
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(model.SerializeToString())
-    os.replace(part, path)  # noqa: PTH105 - atomic, as Path.replace
-    return parity
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def compare(network: nn.Module, model: bytes, inputs: F32) -> Parity:
@@ -134,18 +174,19 @@ def compare(network: nn.Module, model: bytes, inputs: F32) -> Parity:
     return Parity(worst, scaled, len(inputs))
 
 
-def describe(card: Card, network: nn.Module, parity: Parity) -> Mapping[str, Any]:
+def describe(card: Card, network: nn.Module, parity: Mapping[str, object] | None) -> dict[str, Any]:
     """Return what stands under `KEY` in the file."""
     return {
         "schema": SCHEMA,
         "name": card.name,
         "task": card.task,
         "decoder": card.decoder,
+        "options": dict(card.options),
         "preprocessing": dataclasses.asdict(card.preprocessing),
         "class_names": list(card.class_names),
         "licence": card.licence,
         "source_sha256": weights_sha256(network),
-        "parity": dataclasses.asdict(parity),
+        "parity": parity,
     }
 
 

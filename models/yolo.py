@@ -302,3 +302,37 @@ class Scored(nn.Module):
         """(b, 3, h, w) to (b, n, 5 + classes): cx, cy, w, h in pixels, objectness, class scores."""
         rows: Tensor = self.network(images)
         return torch.cat((rows[..., :4], rows[..., 4:].sigmoid()), 2)
+
+
+class RawGrid(nn.Module):
+    """The detector as YOLOX itself exports it: grid values of boxes, scores as probabilities."""
+
+    def __init__(self, network: Yolo) -> None:
+        super().__init__()
+        self.inner = network
+        """What published checkpoints fit."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) to (b, n, 5 + c): x, y in cells from the cell, log w, log h, scores."""
+        network = self.inner
+        parts = [p.flatten(2) for p in network.head(network.backbone(images))]
+        rows = torch.cat(parts, 2).transpose(1, 2)
+        return torch.cat((rows[..., :4], rows[..., 4:].sigmoid()), 2)
+
+
+def published(
+    size_wh: tuple[int, int],
+    *,
+    depth: float,
+    width: float,
+    depthwise: bool = False,
+    classes: int = 80,
+) -> RawGrid:
+    """Return a YOLOX of a published scaling in its published form; any size of whole cells fits.
+
+    Raises:
+        ValueError: a side of `size_wh` is no multiple of 32.
+    """
+    if any(side % max(STRIDES) for side in size_wh):
+        raise ValueError(f"width and height must be multiples of {max(STRIDES)}, got {size_wh}")
+    return RawGrid(Yolo(YoloConfig.yolox(classes, depth, width, depthwise=depthwise)))

@@ -1,4 +1,4 @@
-"""The arguments of the command line: what `run`, `check` and `list` take, and their help.
+"""The arguments of the command line: what each command takes, and its help.
 
 Imports the standard library only, so that `--help` answers at once. What the values mean is the
 schema's business. Pure, apart from printing help.
@@ -15,6 +15,11 @@ from pipeline.errors import UsageError
 
 EXIT_CODES: Final = "exit codes: 0 done, 1 the run failed, 2 usage or config, 130 stopped by you"
 
+EXPORT_EPILOG: Final = """\
+exit codes: 0 done, 1 the file does not answer like the network, 2 usage or weights
+
+needs the extra torch: pip install -e ".[torch]"; RACKFOCUS_HOME is where downloads are kept"""
+
 EXAMPLES: Final = f"""\
 examples:
   run.py run synthetic:shapes -o out.mp4 --duration 10
@@ -23,6 +28,8 @@ examples:
   run.py run -c configs/file.yaml --set nms.score_threshold=0.5
   run.py check configs/file.yaml
   run.py list sinks
+  run.py export yolox-nano -o yolox_nano.onnx
+  run.py verify yolox_nano.onnx
 
 {EXIT_CODES}"""
 
@@ -100,6 +107,53 @@ def _list_parser(prog: str) -> _Parser:
     return parser
 
 
+def _export_parser(prog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        description="Write a model as an ONNX file that provably answers like its network.",
+        epilog=EXPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help="a model of `list models`")
+    add("-o", dest="out", metavar="FILE.onnx", help="the file to write; default NAME.onnx")
+    add("--overwrite", action="store_true", help="replace a file that exists")
+    add("--precision", choices=("fp32",), default="fp32", help="of weights and sums")
+    _add_weights(parser, "official")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _verify_parser(prog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        description="Check that an exported file still is what its certificate says.",
+        epilog=EXPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.onnx", help="a file that `export` wrote")
+    _add_weights(parser, None)
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _add_weights(parser: _Parser, default: str | None) -> None:
+    told = "those the file names, without network" if default is None else default
+    parser.add_argument(
+        "--weights",
+        metavar="FILE|official|random",
+        default=default,
+        help=f"a state dict, published weights, or seeded random ones; default: {told}",
+    )
+    parser.add_argument(
+        "--frames",
+        metavar="CLIP|DIR",
+        help="pictures to compare on; default: the synthetic scene",
+    )
+
+
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
@@ -114,6 +168,8 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: Final = {
     "run": (_run_parser, "run sources through the stages into sinks"),
     "check": (_check_parser, "validate a configuration file without running it"),
+    "export": (_export_parser, "write a model as a certified ONNX file"),
+    "verify": (_verify_parser, "check such a file"),
     "list": (_list_parser, "say what sources, stages, sinks, models and configs there are"),
 }
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from pipeline.url import redact
@@ -238,3 +238,45 @@ def _make_bar(stream: TextIO) -> tuple[Progress, TaskID]:
         auto_refresh=False,
     )
     return progress, progress.add_task("run", total=None, figures="")
+
+
+@contextlib.contextmanager
+def download_bar(stream: TextIO | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function that shows bytes here and in all: a bar on a terminal, else tenths as lines.
+
+    Nothing is shown before its first call.
+    """
+    out = stream or sys.stderr
+    told = -1
+    bar: tuple[Progress, TaskID] | None = None
+
+    def show(here: int, total: int | None) -> None:
+        nonlocal bar, told
+        if out.isatty():
+            if bar is None:
+                bar = _make_download_bar(out)
+                bar[0].start()
+            bar[0].update(bar[1], completed=here, total=total)
+        elif total and here * 10 // total > told:
+            told = here * 10 // total
+            out.write(f"downloading: {_size(here)} of {_size(total)}\n")
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar[0].stop()
+
+
+def _make_download_bar(stream: TextIO) -> tuple[Progress, TaskID]:
+    from rich.console import Console as RichConsole
+    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    bar = Progress(
+        *Progress.get_default_columns()[:2],
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(file=stream),
+    )
+    return bar, bar.add_task("downloading", total=None)

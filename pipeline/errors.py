@@ -5,6 +5,7 @@
     │   └── ConfigError       2   the same in a YAML file: carries `file:line`
     ├── ModelError            2   a model file that cannot be read, recognised or trusted
     │   └── DeviceError       2   the device or runtime that was asked for is not there
+    ├── ParityError           1   an exported file does not answer like its network
     ├── SourceError           1   a source failed or lost data
     ├── SinkError             1   an output could not be written
     ├── StageError            1   what the runner raises: names stage, operation, stream, frame
@@ -46,6 +47,10 @@ class ModelError(RackfocusError):
 
 class DeviceError(ModelError):
     """The device or runtime that was asked for is not there; never replaced quietly."""
+
+
+class ParityError(RackfocusError):
+    """An exported file does not answer like the network it came from; says where they differ."""
 
 
 class SourceError(RackfocusError):

@@ -7,7 +7,7 @@ disagree with what is accepted. Pure apart from looking for model and config fil
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -28,21 +28,32 @@ TOPICS: Final = ("sources", "stages", "sinks", "models", "configs")
 _ROLES: Final[dict[str, Role]] = {"sources": "source", "stages": "stage", "sinks": "sink"}
 
 
-def listing(topic: str | None) -> Iterator[str]:
-    """Yield the lines about a topic of `TOPICS`; all of them, shortened, for None."""
+def listing(topic: str | None, exportable: Iterable[str] = ()) -> Iterator[str]:
+    """Yield the lines about a topic of `TOPICS`; all of them, shortened, for None.
+
+    Args:
+        topic: what to tell about.
+        exportable: a line for each model that `export` knows.
+    """
     if topic is None:
         for each in TOPICS:
-            yield from _lines(each, options=False)
+            yield from _lines(each, exportable, options=False)
             yield ""
         yield "options: run.py list sources, run.py list stages, run.py list sinks"
         return
-    yield from _lines(topic, options=True)
+    yield from _lines(topic, exportable, options=True)
 
 
-def _lines(topic: str, *, options: bool) -> Iterator[str]:
+def _lines(topic: str, exportable: Iterable[str], *, options: bool) -> Iterator[str]:
     yield f"{topic}:"
     if topic == "models":
         yield from _models()
+        if options:
+            yield "  to be exported, with the extra torch (run.py export NAME):"
+            for line in exportable:
+                yield f"  {line}"
+        else:
+            yield "  to be exported: run.py list models"
     elif topic == "configs":
         yield from _configs(options=options)
     else:

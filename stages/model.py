@@ -22,6 +22,7 @@ from stages.backends.backend import Backend
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
 from stages.decoders.metadata import KEY, stated
 from stages.decoders.recognise import recognise
+from stages.decoders.seal import check_seal
 
 if TYPE_CHECKING:
     from stages.infer import InferConfig
@@ -43,6 +44,7 @@ class LoadedModel:
         recognised: Recognised,
         *,
         batched_outputs: frozenset[str],
+        certified: bool = False,
     ) -> None:
         self.path = path
         self.name = path.stem
@@ -52,7 +54,10 @@ class LoadedModel:
         self.class_names = recognised.class_names
         self.reason = recognised.reason
         self.sha256 = _sha256(path)
-        self._own = _own_metadata(backend.metadata)
+        self.metadata = _own_metadata(backend.metadata)
+        """What stands under our key in the file; empty where there is none. Not to be changed."""
+        self.certified = certified
+        """The file carries a digest that fits, and is used as its certificate says."""
         self._batch_axis = len(backend.inputs[0].shape) == 4
         self._batched_outputs = batched_outputs
 
@@ -89,11 +94,12 @@ class LoadedModel:
     def describe(self) -> dict[str, object]:
         """Return the report's "model" section."""
         return {
-            "name": self._own.get("name") or self.name,
+            "name": self.metadata.get("name") or self.name,
             "sha256": self.sha256,
             "decoder": self.decoder.kind,
-            "parity": self._own.get("parity"),
-            "licence": self._own.get("licence"),
+            "parity": self.metadata.get("parity"),
+            "certified": self.certified,
+            "licence": self.metadata.get("licence"),
             "reason": self.reason,
             "input_wh": list(self.preprocessing.size_wh),
             "classes": len(self.class_names),
@@ -175,6 +181,7 @@ def _backend(path: Path, config: InferConfig) -> Backend:
 
 
 def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedModel:
+    sealed = check_seal(path, backend.metadata)
     overrides = {
         key: value
         for key in ("input_size", "fit", "pad_value", "pixel_order", "mean", "scale", "options")
@@ -196,7 +203,14 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
     )
     if size_wh is not None and config.batch > 1:
         batched = _batched_outputs(backend, size_wh, config.batch, single)
-    return LoadedModel(path, backend, recognised, batched_outputs=batched)
+    as_told = (
+        not any(value != {} for value in overrides.values())
+        and config.decoder is None
+        and config.class_names is None
+    )
+    return LoadedModel(
+        path, backend, recognised, batched_outputs=batched, certified=sealed and as_told
+    )
 
 
 def _trial_size(graph: GraphInfo, config: InferConfig) -> tuple[int, int] | None:
