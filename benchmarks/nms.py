@@ -115,13 +115,13 @@ def measure() -> list[dict[str, object]]:
             xyxy, score, class_id = candidates
             row: dict[str, object] = {"scene": kind, "candidates": count}
             ours = {
-                "hard": lambda: suppression.hard(xyxy, score, class_id, IOU, LIMIT),  # noqa: B023
-                "agnostic": lambda: suppression.hard(xyxy, score, None, IOU, LIMIT),  # noqa: B023
-                "merge": lambda: suppression.merge(xyxy, score, class_id, IOU, LIMIT),  # noqa: B023
+                "hard": lambda: suppression.hard(xyxy, score, class_id, IOU, LIMIT),  # noqa: B023 - called at once
+                "agnostic": lambda: suppression.hard(xyxy, score, None, IOU, LIMIT),  # noqa: B023 - called at once
+                "merge": lambda: suppression.merge(xyxy, score, class_id, IOU, LIMIT),  # noqa: B023 - called at once
                 "soft": lambda: suppression.soft(
-                    xyxy,  # noqa: B023
-                    score,  # noqa: B023
-                    class_id,  # noqa: B023
+                    xyxy,  # noqa: B023 - called at once
+                    score,  # noqa: B023 - called at once
+                    class_id,  # noqa: B023 - called at once
                     iou_threshold=IOU,
                     score_threshold=0.3,
                     limit=LIMIT,
@@ -133,7 +133,7 @@ def measure() -> list[dict[str, object]]:
                 row["torchvision_ms"], _ = cpu_ms(reference(candidates), REPEATS)
             if count < SLOW_FROM or kind == "clusters":
                 row["loop_ms"], _ = cpu_ms(
-                    lambda: plain_loop(xyxy, score, class_id),  # noqa: B023
+                    lambda: plain_loop(xyxy, score, class_id),  # noqa: B023 - called at once
                     3 if count < SLOW_FROM else 1,
                 )
             rows.append(row)

@@ -128,7 +128,7 @@ class DetrDecoder(Family):
         )
 
     @classmethod
-    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
+    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003 - one signature
         """Return the reason: names that only these exporters use, or Ultralytics' own word."""
         found = _find(graph, None)
         return (found.sure if found is not None else "") or None

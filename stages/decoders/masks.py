@@ -76,7 +76,7 @@ class PatchMasks(MaskSource):
         """Return the source of the chosen rows."""
         return PatchMasks(self.patches[rows], self.xyxy[rows])
 
-    def cut(self, letterbox: Letterbox, xyxy: F32) -> tuple[Mask, ...]:  # noqa: ARG002
+    def cut(self, letterbox: Letterbox, xyxy: F32) -> tuple[Mask, ...]:  # noqa: ARG002 - one signature
         """Return one mask for each row, cut off at the picture; see `MaskSource.cut`."""
         import cv2
 

@@ -87,7 +87,7 @@ class _DistributionDecoder(Family):
         return cls(levels, size_wh, strides, classes, box // 4)
 
     @classmethod
-    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
+    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003 - one signature
         """Return the reason: pairs of outputs whose rows are the cells of this family's levels."""
         strides = ", ".join(map(str, cls.strides))
         return f"{len(graph.outputs)} outputs in pairs, rows are the cells of strides {strides}"

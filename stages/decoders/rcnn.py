@@ -93,7 +93,7 @@ class RcnnDecoder(Family):
         return cls(tensors, size_wh, count, people=people)
 
     @classmethod
-    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
+    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003 - one signature
         """Return the reason: three outputs without batch axis, one of them whole numbers."""
         return f"boxes, whole-number labels and scores as torchvision gives them ({cls.form})"
 

@@ -108,7 +108,7 @@ class SegmentationDecoder(Family):
             return Preprocessing(size_wh, fit="stretch", mean=(127.5,) * 3, scale=scale)
         return Preprocessing(size_wh, fit="stretch", mean=_IMAGENET_MEAN, scale=_IMAGENET_SCALE)
 
-    def decode(self, outputs: Outputs, score_threshold: float) -> Candidates:  # noqa: ARG002
+    def decode(self, outputs: Outputs, score_threshold: float) -> Candidates:  # noqa: ARG002 - one signature
         """Decode one picture; see `Decoder.decode`. The candidates are none, and a class map."""
         planes = None, None
         form = (*planes, self._channels) if self._last else (self._channels, *planes)

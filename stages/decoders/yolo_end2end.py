@@ -61,7 +61,7 @@ class YoloEnd2EndDecoder(Family):
         return cls(flat[0].name, class_count or 80, coefficients)
 
     @classmethod
-    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
+    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003 - one signature
         """Return the reason: Ultralytics' metadata, or its output name and its 300 rows.
 
         Six columns alone do not do: other toolkits put class and score first.

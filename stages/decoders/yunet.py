@@ -72,7 +72,7 @@ class YunetDecoder(Family):
         return cls(size_wh)
 
     @classmethod
-    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003
+    def evidence(cls, graph: GraphInfo, size_wh: tuple[int, int]) -> str | None:  # noqa: ARG003 - one signature
         """Return the reason: twelve names of which each says what it holds."""
         return "its outputs are called cls, obj, bbox and kps of strides 8, 16 and 32"
 

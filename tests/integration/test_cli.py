@@ -112,8 +112,6 @@ def test_sources_may_stand_anywhere(inside, tmp_path):
 
 
 def test_the_built_in_model_runs_the_scene(inside, tmp_path):
-    if not (ROOT / "models" / "weights" / "shapes.onnx").is_file():
-        pytest.skip("needs models/weights/shapes.onnx")
     arguments = ["--report", "r.json", "--device", "cpu", "--set", "nms.score_threshold=0.3"]
     done = inside("run", SCENE, "-o", "out.mp4", *arguments)
     assert done.returncode == 0, done.stderr

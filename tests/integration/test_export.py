@@ -11,19 +11,19 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from exporters import command, onnx_export  # noqa: E402
-from exporters.certificate import MATCH_IOU, certify  # noqa: E402
-from exporters.frames import pictures  # noqa: E402
-from exporters.weights import build, one_thread, read_state  # noqa: E402
-from exporters.zoo import ZOO, find  # noqa: E402
-from models import torchvision_raw  # noqa: E402
-from models.yolo import published  # noqa: E402
-from pipeline.errors import ModelError, ParityError, UsageError  # noqa: E402
-from stages.decoders.metadata import KEY  # noqa: E402
-from stages.decoders.seal import SealError, digest, seal  # noqa: E402
-from stages.infer import InferConfig  # noqa: E402
-from stages.model import load_model  # noqa: E402
-from tests.helpers.media import make_video  # noqa: E402
+from exporters import command, onnx_export  # noqa: E402 - after the skip
+from exporters.certificate import MATCH_IOU, certify  # noqa: E402 - after the skip
+from exporters.frames import pictures  # noqa: E402 - after the skip
+from exporters.weights import build, one_thread, read_state  # noqa: E402 - after the skip
+from exporters.zoo import ZOO, find  # noqa: E402 - after the skip
+from models import torchvision_raw  # noqa: E402 - after the skip
+from models.yolo import published  # noqa: E402 - after the skip
+from pipeline.errors import ModelError, ParityError, UsageError  # noqa: E402 - after the skip
+from stages.decoders.metadata import KEY  # noqa: E402 - after the skip
+from stages.decoders.seal import SealError, digest, seal  # noqa: E402 - after the skip
+from stages.infer import InferConfig  # noqa: E402 - after the skip
+from stages.model import load_model  # noqa: E402 - after the skip
+from tests.helpers.media import make_video  # noqa: E402 - after the skip
 
 pytestmark = [
     pytest.mark.needs_torch,
