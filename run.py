@@ -74,7 +74,7 @@ def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: _Stop) -> int:
         built.stages,
         built.sinks,
         live=built.live,
-        queues=QueueOptions(queues.capacity, int(queues.max_bytes), queues.threads),
+        queues=QueueOptions(queues.capacity, int(queues.max_bytes), queues.threads, plan.queued()),
         limits=Limits(settings.max_frames, settings.duration_s),
         context=context,
         tap=DetectionsHash() if built.model is not None else None,

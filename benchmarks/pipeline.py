@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -337,9 +336,9 @@ def main() -> int:
 
 def report(args: argparse.Namespace, clip: Path, rounds: dict[str, list[dict[str, Any]]]) -> int:
     """Print limits, bound and contestants."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    from pipeline.metrics import available_cores
+
+    cores = available_cores()
 
     def median(name: str, key: str, stage: str) -> float:
         return statistics.median(run[key][stage] for run in rounds[name])

@@ -7,6 +7,7 @@ time and may see a sample counted in one place and not yet in another.
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from dataclasses import dataclass, field
 
@@ -107,3 +108,9 @@ def peak_rss_mb() -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

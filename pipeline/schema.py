@@ -41,7 +41,8 @@ class QueueSettings(Config):
     )
     threads: Literal["per_stage", "single"] = Field(
         default="per_stage",
-        description="per_stage: every source, stage and sink has its thread; single: one for all.",
+        description="per_stage: sources, sinks and the stages with a queue have a thread each; "
+        "single: one for all.",
     )
 
 

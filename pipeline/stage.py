@@ -203,6 +203,8 @@ class Stage(ABC, Generic[InT, OutT]):
     accepts: ClassVar[type[Item]]
     produces: ClassVar[type[Item]]
     batching: Batching = Batching()
+    light: ClassVar[bool] = False
+    """True where the work on a frame is small beside the cost of handing it to another thread."""
     counters: dict[str, int]
     """For the report, by name: what was cut, skipped or replaced."""
 

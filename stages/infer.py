@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import StageConfig
 from pipeline.frame import Inferred, Prepared
 from pipeline.stage import Batching, RunContext, Stage
 
@@ -23,7 +23,7 @@ Positive = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class InferConfig(Config):
+class InferConfig(StageConfig):
     """Which model, on what, and what to believe instead of what the file says about itself."""
 
     model: str | None = Field(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import StageConfig
 from pipeline.detections import F32, I64, Detections
 from pipeline.errors import ModelError
 from pipeline.frame import Frame, Inferred, Segmentation
@@ -29,7 +29,7 @@ CUT: Final = "cut_by_max_detections"
 OUTSIDE: Final = "outside_picture"
 
 
-class NmsConfig(Config):
+class NmsConfig(StageConfig):
     """What counts as found, and how overlapping boxes of one object become one."""
 
     score_threshold: float = Field(
@@ -81,6 +81,7 @@ class NmsStage(Stage[Inferred, Frame]):
 
     accepts = Inferred
     produces = Frame
+    light = True
 
     def __init__(self, config: NmsConfig, name: str, model: LoadedModel) -> None:
         self.name = name

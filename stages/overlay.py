@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.clock import Clock, MonotonicClock
-from pipeline.config import Config
+from pipeline.config import StageConfig
 from pipeline.detections import Detections
 from pipeline.frame import Frame
 from pipeline.stage import RunContext, Stage
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Figure = Literal["stream", "frame", "time", "fps", "age"]
 
 
-class OverlayConfig(Config):
+class OverlayConfig(StageConfig):
     """What is drawn, and how large."""
 
     boxes: bool = Field(default=True, description="Draw a frame around each detection.")

@@ -53,6 +53,11 @@ class Plan:
     sinks: tuple[Part, ...]
     origins: Origins
 
+    def queued(self) -> dict[str, bool]:
+        """Return, by name, which stages were told to have or not to have a queue."""
+        told = {part.name: getattr(part.config, "queue", None) for part in self.stages}
+        return {name: queue for name, queue in told.items() if queue is not None}
+
     def effective(self) -> dict[str, object]:
         """Return the whole configuration with all defaults, as JSON-able values for the report."""
         plain = self.settings.model_dump(

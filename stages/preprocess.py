@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config
+from pipeline.config import StageConfig
 from pipeline.frame import Frame, Prepared
 from pipeline.stage import RunContext, Stage
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stages.model import LoadedModel
 
 
-class PreprocessConfig(Config):
+class PreprocessConfig(StageConfig):
     """No settings of its own: the model says how it wants its pictures; `infer` may override it."""
 
 
@@ -27,6 +27,7 @@ class PreprocessStage(Stage[Frame, Prepared]):
 
     accepts = Frame
     produces = Prepared
+    light = True
 
     def __init__(self, config: PreprocessConfig, name: str, model: LoadedModel) -> None:
         self.name = name

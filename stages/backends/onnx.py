@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.errors import DeviceError, ModelError
+from pipeline.metrics import available_cores
 from stages.backends.backend import Array, Backend
 from stages.backends.cuda_driver import cuda_devices
 from stages.decoders.decoder import TensorInfo
@@ -51,8 +51,7 @@ def default_threads(file_bytes: int) -> int:
     SSD-MobileNet (4 MB) 65 and 61, YOLOX-tiny (20 MB) 28 and 36, YOLOX-s (36 MB) 8 and 13. It goes
     by the file, not by a timing, so that the same file gets the same number on every run.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    cores = available_cores()
     return cores if file_bytes >= _LARGE_BYTES else max(1, cores // 2)
 
 

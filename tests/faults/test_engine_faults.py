@@ -13,14 +13,15 @@ from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
 from pipeline.stage import RunContext, Timeout
 from tests.helpers.fakes import FakeStage, ListSink, ScriptedSource
 
-THREADS = ("per_stage", "single")
+THREADS = ("per_stage", "shared", "single")
 QUICK = Deadlines(drain_s=0.4, abort_s=0.4, slow_call_s=0.2)
 
 
 def make(sources, stages, sinks, *, live=False, threads="per_stage", **more):
-    return Pipeline(
-        sources, stages, sinks, live=live, queues=QueueOptions(2, threads=threads), **more
-    )
+    queued = {stage.name: False for stage in stages[::2]} if threads == "shared" else {}
+    way = "single" if threads == "single" else "per_stage"
+    options = QueueOptions(2, threads=way, queued=queued)
+    return Pipeline(sources, stages, sinks, live=live, queues=options, **more)
 
 
 class Exiting(FakeStage):

@@ -44,6 +44,7 @@ def hashes(monkeypatch, tmp_path, capsys):
                 "--quiet", "--device", "cpu", "--set", f"queues.capacity={capacity}",
                 "--set", f"queues.threads={threads}",
                 "--set", f"infer.threads={infer}",
+                "--set", f"preprocess.queue={capacity == 4}", "--set", "nms.queue=false",
             ])  # fmt: skip
             assert code == 0, capsys.readouterr().err
             found.add(json.loads((tmp_path / "r.json").read_text())["detections_sha256"])

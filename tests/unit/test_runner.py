@@ -15,19 +15,16 @@ from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
 from pipeline.stage import RunContext
 from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource, make_frame
 
-THREADS = ("per_stage", "single")
+THREADS = ("per_stage", "shared", "single")
+"""shared: every other stage, the first one included, runs in the thread before it."""
 DEADLINES = Deadlines(drain_s=0.12, abort_s=0.12, slow_call_s=0.08)
 
 
 def make(sources, stages, sinks, *, live=False, threads="per_stage", capacity=4, **more):
-    return Pipeline(
-        sources,
-        stages,
-        sinks,
-        live=live,
-        queues=QueueOptions(capacity=capacity, threads=threads),
-        **more,
-    )
+    queued = {stage.name: False for stage in stages[::2]} if threads == "shared" else {}
+    way = "single" if threads == "single" else "per_stage"
+    options = QueueOptions(capacity=capacity, threads=way, queued=queued)
+    return Pipeline(sources, stages, sinks, live=live, queues=options, **more)
 
 
 def check_books(result):
@@ -88,6 +85,45 @@ def test_several_sources_keep_their_order_each():
         assert [i.seq for i in sink.seen if i.stream == name] == list(range(count))
         assert result.streams[name].frames_out == count
     check_books(result)
+
+
+class LightStage(FakeStage):
+    light = True
+
+
+@pytest.mark.parametrize(
+    ("cores", "live", "sources", "queued", "expected"),
+    [
+        (2, False, 1, {}, ["prepare->infer", "nms->out"]),
+        (64, False, 1, {}, ["source->prepare", "prepare->infer", "infer->nms", "nms->out"]),
+        (2, True, 1, {}, ["source->prepare", "prepare->infer", "nms->out"]),
+        (2, False, 2, {}, ["source->prepare", "prepare->infer", "nms->out"]),
+        (2, False, 1, {"nms": True}, ["prepare->infer", "infer->nms", "nms->out"]),
+        (64, False, 1, {"infer": False}, ["source->prepare", "infer->nms", "nms->out"]),
+        (64, False, 1, dict.fromkeys(("prepare", "infer", "nms"), False), ["nms->out"]),
+    ],
+)
+def test_a_queue_starts_a_thread_and_light_stages_share_one_where_cores_are_few(
+    monkeypatch, cores, live, sources, queued, expected
+):
+    monkeypatch.setattr("pipeline.runner.available_cores", lambda: cores)
+    stages = [LightStage("prepare"), FakeStage("infer"), LightStage("nms")]
+    result = Pipeline(
+        [ScriptedSource(3, name=f"cam{i}") for i in range(sources)],
+        stages,
+        [sink := ListSink("out")],
+        live=live,
+        queues=QueueOptions(queued=queued),
+    ).run()
+    assert list(result.queues) == expected
+    assert len(sink.seqs) + sum(q.dropped for q in result.queues.values()) == 3 * sources
+    check_books(result)
+
+
+def test_a_first_stage_without_a_queue_cannot_serve_several_sources():
+    sources = [ScriptedSource(name="a"), ScriptedSource(name="b")]
+    with pytest.raises(UsageError, match=r"stage 'first' cannot do without a queue.*queue: false"):
+        make(sources, [FakeStage("first")], [ListSink()], threads="shared")
 
 
 # --- the failure table: who fails in what, and what the caller and the others see ---------------
