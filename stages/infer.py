@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from pipeline.config import StageConfig
 from pipeline.frame import Inferred, Prepared
@@ -34,8 +34,26 @@ class InferConfig(StageConfig):
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
     )
-    backend: Literal["auto", "onnx"] = Field(
-        "auto", description="What runs the graph; onnx is ONNX Runtime, and auto means it."
+    backend: Literal["auto", "onnx", "openvino"] = Field(
+        "auto",
+        description="What runs the graph: onnx is ONNX Runtime; openvino is OpenVINO on the CPU "
+        "(an extra). auto takes what is there, ONNX Runtime first.",
+    )
+    provider: Literal["auto", "cuda", "tensorrt"] = Field(
+        "auto",
+        description="What ONNX Runtime uses on a GPU. tensorrt builds an engine for minutes, once, "
+        "and is an error where it is missing.",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="What is computed in, for backends that can choose: openvino, and onnx with "
+        "provider tensorrt. Results differ from fp32.",
+    )
+    gpu_memory_bytes: ByteSize | None = Field(
+        None,
+        ge=1 << 20,
+        description="The most that ONNX Runtime's arena may take of a GPU: a number, or text such "
+        "as 2GiB. Default: no limit.",
     )
     allow_fallback: bool = Field(
         default=False,
