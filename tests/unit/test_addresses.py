@@ -48,7 +48,7 @@ def test_network_sources_are_named_after_their_host_and_hide_credentials(scheme)
 
 
 def test_unknown_schemes_are_refused_without_showing_credentials():
-    with pytest.raises(UsageError, match="did you mean 'rtsp'") as caught:
+    with pytest.raises(UsageError, match="did you mean 'rtsps'") as caught:
         parse_source("rtps://me:hunter2@camera/1?token=abc123")
     assert "hunter2" not in str(caught.value)
     assert "abc123" not in str(caught.value)
