@@ -104,6 +104,8 @@ class RunResult:
     queues: dict[str, QueueStats]
     outputs: list[OutputInfo]
     context: RunContext
+    started_ns: int
+    """Clock.now_ns() when the threads were started."""
     tap: FrameTap | None = field(default=None)
 
 
@@ -178,6 +180,7 @@ class Pipeline:
         switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(0.001)
         started, cpu = time.monotonic(), time.process_time()
+        started_ns = self._context.clock.now_ns()
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -211,6 +214,7 @@ class Pipeline:
             queues={queue.name: queue.stats() for queue in self._queues},
             outputs=outputs,
             context=self._context,
+            started_ns=started_ns,
             tap=self._tap,
         )
 

@@ -17,6 +17,7 @@ from pipeline.stage import RunContext, Sink, Source, Stage
 from stages.plan import Part, Plan
 from stages.sinks import paths
 from stages.sinks.containers import container_for
+from stages.sources.reconnecting import Reconnecting
 
 if TYPE_CHECKING:
     from stages.infer import InferConfig
@@ -104,11 +105,19 @@ def build(plan: Plan, context: RunContext) -> Built:
         UsageError: live and finite sources are mixed and the mode was not said.
         ModelError: the model cannot be read, recognised, or run on the device asked for.
     """
-    sources = tuple(_construct(part) for part in plan.sources)
+    sources = tuple(_source(part) for part in plan.sources)
     live = _is_live(plan, sources)
     context.live = live
     stages, model = _build_stages(plan.stages, context)
     return Built(sources, stages, tuple(_construct(part) for part in plan.sinks), live, model)
+
+
+def _source(part: Part) -> Source:
+    source: Source = _construct(part)
+    reconnect = getattr(part.config, "reconnect", None)
+    if reconnect is None or not source.live:
+        return source
+    return Reconnecting(source, reconnect)
 
 
 def _construct(part: Part, *extra: object) -> Any:  # noqa: ANN401 - by role, see Kind

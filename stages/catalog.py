@@ -64,6 +64,12 @@ SOURCES: Final = _table(
     "source",
     ("file", "stages.sources.file", "File", "A video file; audio and subtitles go along."),
     ("images", "stages.sources.images", "Images", "A folder or pattern of pictures, as frames."),
+    (
+        "network",
+        "stages.sources.network",
+        "Network",
+        "RTSP, RTMP, SRT, HTTP; comes back by itself.",
+    ),
     ("webcam", "stages.sources.webcam", "Webcam", "A camera of this machine."),
     ("synthetic", "stages.sources.synthetic", "Synthetic", "A drawn scene with ground truth."),
 )
