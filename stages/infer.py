@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import StageConfig
 from pipeline.frame import Inferred, Prepared
@@ -27,15 +27,28 @@ class InferConfig(StageConfig):
     """Which model, on what, and what to believe instead of what the file says about itself."""
 
     model: str | None = Field(
-        None, description="A model file (.onnx) or the name of a model that is shipped."
+        None,
+        description="A model file (.onnx), the name of a model that is shipped, or of a network.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
     )
-    backend: Literal["auto", "onnx"] = Field(
-        "auto", description="What runs the graph; onnx is ONNX Runtime, and auto means it."
+    backend: Literal["auto", "onnx", "torch"] = Field(
+        "auto",
+        description="What runs the model; onnx is ONNX Runtime, and auto means it. torch runs the "
+        "networks that export knows, without a file, and files exported from them.",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="For the backend torch: official, random, or a file. Default: official, or "
+        "those that an exported file states.",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="What the backend torch computes in; fp16 on CUDA only. Results differ.",
     )
     allow_fallback: bool = Field(
         default=False,
@@ -78,6 +91,14 @@ class InferConfig(StageConfig):
     options: dict[str, object] = Field(
         default_factory=dict, description="Options of the decoder, such as anchors or strides."
     )
+
+    @field_validator("weights", "precision")
+    @classmethod
+    def _only_with_torch(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # Without "backend" that one is wrong itself, and told so.
+        if value not in (None, "fp32") and info.data.get("backend", "torch") != "torch":
+            raise ValueError("this is for the backend torch; remove it, or add --backend torch")
+        return value
 
 
 class InferStage(Stage[Prepared, Inferred]):

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from exporters import command, onnx_export  # noqa: E402 - after the skip
+from exporters.cards import card_of  # noqa: E402 - after the skip
 from exporters.certificate import MATCH_IOU, certify  # noqa: E402 - after the skip
 from exporters.frames import pictures  # noqa: E402 - after the skip
 from exporters.weights import build, one_thread, read_state  # noqa: E402 - after the skip
@@ -344,7 +345,7 @@ def test_our_preprocessing_and_nms_find_what_torchvision_finds(tmp_path):
         network, command._example(entry, image)[:1], entry.outputs, legacy=True, dynamic_batch=False
     )
     path = tmp_path / "x.onnx"
-    card = command._card(entry, "Apache-2.0")
+    card = card_of(entry, "Apache-2.0")
     path.write_bytes(seal(graph, onnx_export.describe(card, network, None)))
     model = load_model(InferConfig(model=str(path), device="cpu"), lambda _: None)
     try:
