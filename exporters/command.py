@@ -83,6 +83,7 @@ def _export(
     seen = pictures(frames)
     network, source = build(entry, weights, progress=progress)
     say(f"{entry.name}: {_weights_line(source.facts())}")
+    entry = entry.named(source.class_names)
     card = _card(entry, source.licence)
     draft = onnx_export.describe(card, network, None)
     del draft["parity"]
@@ -182,7 +183,7 @@ def _check_numbers(
         say("  numbers not compared: the weights were a file; give it with --weights FILE")
         return
     try:
-        network, _ = build(entry, chosen, download=weights is not None)
+        network, source = build(entry, chosen, download=weights is not None)
     except ModelError as error:
         if weights is not None:
             raise
@@ -195,6 +196,11 @@ def _check_numbers(
             say(f"  numbers not compared: {told.partition(': ')[2]}; torch or machine differ")
             return
         raise ParityError(told)
+    names = list(entry.named(source.class_names).class_names)
+    if names != stated.get("class_names"):
+        raise ParityError(
+            f"{path}: class_names is {_short(stated.get('class_names'))}, expected {_short(names)}"
+        )
     outcome = _compare(path, entry, torch_run(network, entry.outputs), frames)
     if not outcome.holds:
         raise ParityError(f"{path}: the file does not answer like the network\n{_table(outcome)}")
@@ -258,6 +264,8 @@ def _check_card(path: Path, entry: Entry, stated: Mapping[str, Any]) -> None:
         "preprocessing": dataclasses.asdict(entry.preprocessing),
         "class_names": list(entry.class_names),
     }
+    if stated.get("source", {}).get("weights") == "file":
+        del known["class_names"]  # they are the checkpoint's
     # Through JSON, which has lists for tuples.
     wrong = [
         f"  {key} is {_short(stated.get(key))}, expected {_short(value)}"
