@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from exporters import onnx_export
-from exporters.cards import card_of, check_card
+from exporters.cards import card_of, check_card, short
 from exporters.frames import SYNTHETIC, pictures
 from exporters.zoo import ZOO, Entry, find
 from pipeline.errors import ModelError, ParityError, UsageError
@@ -84,6 +84,7 @@ def _export(
     seen = pictures(frames)
     network, source = build(entry, weights, progress=progress)
     say(f"{entry.name}: {_weights_line(source.facts())}")
+    entry = entry.named(source.class_names)
     card = card_of(entry, source.licence)
     draft = onnx_export.describe(card, network, None)
     del draft["parity"]
@@ -183,7 +184,7 @@ def _check_numbers(
         say("  numbers not compared: the weights were a file; give it with --weights FILE")
         return
     try:
-        network, _ = build(entry, chosen, download=weights is not None)
+        network, source = build(entry, chosen, download=weights is not None)
     except ModelError as error:
         if weights is not None:
             raise
@@ -196,6 +197,11 @@ def _check_numbers(
             say(f"  numbers not compared: {told.partition(': ')[2]}; torch or machine differ")
             return
         raise ParityError(told)
+    names = list(entry.named(source.class_names).class_names)
+    if names != stated.get("class_names"):
+        raise ParityError(
+            f"{path}: class_names is {short(stated.get('class_names'))}, expected {short(names)}"
+        )
     outcome = _compare(path, entry, torch_run(network, entry.outputs), frames)
     if not outcome.holds:
         raise ParityError(f"{path}: the file does not answer like the network\n{_table(outcome)}")

@@ -12,11 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from exporters.cards import card_of, check_card
+from exporters.cards import card_of, check_card, short
 from exporters.download import Progress
+from exporters.entry import Entry
 from exporters.onnx_export import describe
 from exporters.weights import OFFICIAL, RANDOM, build, one_thread
-from exporters.zoo import ZOO, Entry
+from exporters.zoo import ZOO
 from pipeline.errors import DeviceError, ModelError, ParityError
 from pipeline.problems import did_you_mean
 from stages.backends.network import Network
@@ -96,15 +97,17 @@ class ZooNetworks:
             ) from error
         with one_thread():
             network, source = build(entry, weights, progress=self._progress)
-        card = describe(card_of(entry, source.licence), network, None)
-        width, height = entry.preprocessing.size_wh
+        card = card_of(entry.named(source.class_names), source.licence)
+        size_wh = entry.preprocessing.size_wh
         batch = None if entry.dynamic_batch else 1
+        sides = (None, None) if entry.dynamic_size else size_wh[::-1]
+        stated = {**describe(card, network, None), "source": dict(source.facts())}
         return Network(
             network,
-            TensorInfo("images", (batch, 3, height, width), "float32"),
-            entry.preprocessing.size_wh,
+            TensorInfo("images", (batch, 3, *sides), "float32"),
+            size_wh,
             entry.outputs,
-            {KEY: json.dumps({**card, "source": dict(source.facts())})},
+            {KEY: json.dumps(stated)},
         )
 
     def _make_as_exported(self, path: Path, weights: str | None) -> Network:
@@ -130,14 +133,16 @@ class ZooNetworks:
             raise ModelError(f"{error}\n  export it again, or {_OTHER}") from error
         chosen = weights or _stated_weights(stated)
         network = self._make(entry, chosen)
-        made = json.loads(network.metadata[KEY])["source_sha256"]
-        if made != stated.get("source_sha256"):
-            # Random numbers and their sums are torch's and the processor's.
-            remedy = "torch or machine differ: export it again" if chosen == RANDOM else _GIVE
-            raise ModelError(
-                f"the weights ({chosen}) are not those it was exported from: their sha256 is "
-                f"{made}, the file states {stated.get('source_sha256')}; {remedy}, or {_OTHER}"
-            )
+        made = json.loads(network.metadata[KEY])
+        # Random numbers and their sums are torch's and the processor's.
+        remedy = "torch or machine differ: export it again" if chosen == RANDOM else _GIVE
+        for key, what in (("source_sha256", "sha256 is"), ("class_names", "classes are")):
+            if made[key] != stated.get(key):
+                raise ModelError(
+                    f"the weights ({chosen}) are not those it was exported from: their {what} "
+                    f"{short(made[key])}, the file states {short(stated.get(key))}; {remedy}, or "
+                    f"{_OTHER}"
+                )
         return network
 
 
