@@ -116,6 +116,8 @@ class ZooNetworks:
             return self._make_by_card(path, weights)
         except ModelError as error:
             raise type(error)(f"{path}: {error}") from error
+        except OSError as error:
+            raise ModelError(f"the file {path} cannot be read: {error.strerror}") from error
 
     def _make_by_card(self, path: Path, weights: str | None) -> Network:
         stated = read_card(path)
