@@ -528,9 +528,9 @@ def test_cuda_really_runs_there(precision):
 def test_a_network_on_cuda_answers_as_on_the_cpu_and_every_time_the_same(name):
     on_cpu, on_gpu = (load(name, weights="random", device=d) for d in ("cpu", "cuda"))
     try:
-        outcome = certify(on_cpu.backend.run, on_gpu, pictures(None)[:3], dynamic_batch=False)
+        outcome = certify(on_cpu.backend.run, on_gpu, pictures(None), dynamic_batch=False)
         assert outcome.problems == []
-        assert outcome.detections > 20
+        assert outcome.detections > 100
         tensor = np.random.default_rng(1).normal(size=on_gpu.blank().shape).astype(np.float32)
         once, again = (on_gpu.run([tensor])[0] for _ in range(2))
         assert all(np.array_equal(once[key], again[key]) for key in once)
@@ -541,11 +541,17 @@ def test_a_network_on_cuda_answers_as_on_the_cpu_and_every_time_the_same(name):
 
 @pytest.mark.needs_cuda
 def test_closing_gives_the_gpus_memory_back():
+    def large():
+        module = Means()
+        module.register_buffer("ballast", torch.zeros(64 << 20, dtype=torch.uint8))
+        return network(module)
+
     before = torch.cuda.memory_allocated()
-    backend = opened(device="cuda")
-    assert torch.cuda.memory_allocated() > before
+    backend = opened(large, device="cuda")
+    assert torch.cuda.memory_allocated() - before >= 64 << 20
     backend.close()
-    assert torch.cuda.memory_allocated() == before
+    # What cuBLAS keeps for the process may stay.
+    assert torch.cuda.memory_allocated() - before < 64 << 20
 
 
 @pytest.mark.needs_cuda
