@@ -8,7 +8,6 @@ pass it wrongly.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -18,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from pipeline.errors import ModelError, UsageError
+from pipeline.home import home_folder
 
 _CHUNK_BYTES: Final = 1 << 18
 _TIMEOUT_S: Final = 30.0
@@ -28,10 +28,8 @@ Progress = Callable[[int, int | None], None]
 
 
 def cache_folder() -> Path:
-    """Return where weights are kept: RACKFOCUS_HOME, else ~/.cache/rackfocus."""
-    chosen = os.environ.get("RACKFOCUS_HOME")
-    base = Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rackfocus"
-    return base / "weights"
+    """Return where weights are kept: in `pipeline.home.home_folder`."""
+    return home_folder() / "weights"
 
 
 def cached(url: str, sha256: str, folder: Path | None = None) -> Path | None:

@@ -69,7 +69,7 @@ def _run_parser(prog: str) -> _Parser:
     add("-c", dest="config", metavar="FILE.yaml", help="a configuration file; flags outrank it")
     add("--model", metavar="NAME|FILE.onnx", help="the model; built in: shapes")
     add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
-    add("--backend", metavar="auto|onnx|torch", help="what runs the model")
+    add("--backend", metavar="auto|onnx|openvino|torch", help="what runs the model")
     _add_set(parser)
     mode = parser.add_mutually_exclusive_group()
     add_mode = mode.add_argument

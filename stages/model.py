@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from stages.backends.backend import Backend
+from stages.backends.choice import choose
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
 from stages.decoders.metadata import KEY, stated
 from stages.decoders.recognise import recognise
@@ -164,7 +165,7 @@ def load_model(
         path, backend = Path(config.model), _torch_backend(config.model, config, networks)
     else:
         path = resolve_model(config.model)
-        backend = _backend(path, config)
+        backend = _backend(path, config, note)
     backend.open()
     try:
         model = _understand(path, backend, config)
@@ -181,14 +182,17 @@ def load_model(
     return model
 
 
-def _backend(path: Path, config: InferConfig) -> Backend:
-    from stages.backends.onnx import OnnxBackend
-
-    return OnnxBackend(
+def _backend(path: Path, config: InferConfig, note: Callable[[str], None]) -> Backend:
+    return choose(
         path,
+        backend=config.backend,
         device=config.device,
         threads=config.threads,
         allow_fallback=config.allow_fallback,
+        provider=config.provider,
+        precision=config.precision,
+        gpu_memory_bytes=config.gpu_memory_bytes,
+        note=note,
     )
 
 

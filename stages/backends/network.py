@@ -20,7 +20,8 @@ class Network:
     """A torch network, and what a file exported from it would say of itself."""
 
     module: nn.Module
-    """float32, on the CPU; takes one tensor, returns one or a tuple of them."""
+    """float32, on the CPU; takes one tensor, returns one or a tuple of them, made anew at each
+    call."""
     input: TensorInfo
     """(b, 3, h, w) float32; b is None where it takes any number of pictures, h and w where it takes
     pictures of any size."""

@@ -174,12 +174,18 @@ class TorchBackend(Backend):
                 f"{self._name} returns {len(values)} tensors, expected {len(network.outputs)}: "
                 f"{', '.join(network.outputs)}"
             )
-        infos = []
-        for name, value in zip(network.outputs, values, strict=True):
-            # What belongs to the picture's size is behind the channels.
-            sides = (None,) * len(value.shape[2:]) if open_size else value.shape[2:]
-            infos.append(TensorInfo(name, (None, *value.shape[1:2], *sides), value.dtype.name))
-        return tuple(infos)
+        return tuple(
+            TensorInfo(
+                name,
+                # What belongs to the picture's size is behind the channels.
+                tuple(
+                    None if axis == 0 or (axis > 1 and open_size) else side
+                    for axis, side in enumerate(value.shape)
+                ),
+                value.dtype.name,
+            )
+            for name, value in zip(network.outputs, values, strict=True)
+        )
 
     def _compute(self, tensor: Array) -> list[Array]:
         module = self._module

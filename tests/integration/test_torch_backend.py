@@ -32,6 +32,7 @@ from stages.decoders.decoder import TensorInfo  # noqa: E402 - after the skip
 from stages.decoders.seal import SealError, read_card, seal  # noqa: E402 - after the skip
 from stages.infer import InferConfig  # noqa: E402 - after the skip
 from stages.model import load_model  # noqa: E402 - after the skip
+from tests.contracts.check_backend import Subject, check_backend  # noqa: E402 - after the skip
 from tests.helpers.onnx_models import channel_means  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -72,10 +73,10 @@ class Means(nn.Module):
     def forward(self, images):
         self.threads = torch.get_num_threads()
         means = self.mix(images).mean((2, 3))
-        return means, means.argmax(1)
+        return means, means.argmax(1), means > 0
 
 
-def network(module=None, *, batch=None, outputs=("mean", "largest"), **metadata):
+def network(module=None, *, batch=None, outputs=("mean", "largest", "positive"), **metadata):
     info = TensorInfo("images", (batch, 3, 6, 8), "float32")
     return Network(module or Means(), info, (8, 6), outputs, {"made": "here", **metadata})
 
@@ -99,19 +100,8 @@ def never():
     raise AssertionError("the network was made")
 
 
-def test_runs_and_describes_the_network():
+def test_describes_the_network():
     backend = opened()
-    tensor = picture(2)
-    before = tensor.copy()
-    tensor.setflags(write=False)
-    first = backend.run(tensor)
-    np.testing.assert_allclose(first["mean"], expected(tensor), rtol=1e-5)
-    assert first["largest"].tolist() == expected(tensor).argmax(1).tolist()
-    assert first["largest"].dtype == np.int64
-    kept = first["mean"].copy()
-    backend.run(tensor + 1)
-    assert np.array_equal(first["mean"], kept), "outputs belong to the caller"
-    assert np.array_equal(tensor, before)
     assert backend.inputs == (TensorInfo("images", (None, 3, 6, 8), "float32"),)
     assert backend.outputs[0] == TensorInfo("mean", (None, 4), "float32")
     assert backend.metadata == {"made": "here"}
@@ -122,35 +112,17 @@ def test_runs_and_describes_the_network():
     backend.close()
 
 
-@pytest.mark.parametrize(
-    ("tensor", "message"),
-    [
-        (np.zeros((2, 3, 6, 8), np.float32), r"\[1, 3, 6, 8\], but was given \[2, 3, 6, 8\]"),
-        (np.zeros((3, 6, 8), np.float32), r"\[1, 3, 6, 8\], but was given \[3, 6, 8\]"),
-        (np.zeros((1, 3, 6, 8), np.float64), r"'images' takes float32, but was given float64"),
-    ],
-)
-def test_a_tensor_that_does_not_fit_is_told_both_ways(tensor, message):
-    with pytest.raises(ModelError, match=f"means: .*{message}"):
-        opened(lambda: network(batch=1)).run(tensor)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+def test_backend_contract(device):
+    def make(**options):
+        return TorchBackend("means", network, **{"device": device, "threads": 2, **options})
 
+    def answer(tensor):
+        means = expected(tensor)
+        return {"mean": means, "largest": means.argmax(1), "positive": means > 0}
 
-def test_open_close_open():
-    made = []
-    backend = TorchBackend("means", lambda: made.append(network()) or made[-1], device="cpu")
-    backend.close()
-    with pytest.raises(ModelError, match="not open"):
-        backend.run(picture())
-    backend.open()
-    backend.open()
-    backend.close()
-    backend.close()
-    with pytest.raises(ModelError, match="not open"):
-        backend.run(picture())
-    backend.open()
-    assert backend.run(picture())["mean"].shape == (1, 4)
-    assert len(made) == 2
-    backend.close()
+    tensors = [picture(), picture(3) - 0.5, np.zeros((2, 3, 6, 8), np.float32)]
+    check_backend(Subject(make, tensors, answer=answer, metadata={"made": "here"}))
 
 
 def test_other_weights_at_a_second_opening_are_refused():
@@ -200,7 +172,7 @@ class Failing(nn.Module):
     def forward(self, images):
         if images.shape[0] > 1:
             raise RuntimeError("out of memory\nand a long story")
-        return images.mean((2, 3)), images
+        return images.mean((2, 3)), images.sum(), images + 1
 
 
 def test_a_failing_run_says_on_what_in_one_line():
@@ -211,7 +183,7 @@ def test_a_failing_run_says_on_what_in_one_line():
 
 
 def test_a_network_that_returns_another_number_of_tensors_is_refused():
-    with pytest.raises(ModelError, match=r"returns 2 tensors, expected 1: mean"):
+    with pytest.raises(ModelError, match=r"returns 3 tensors, expected 1: mean"):
         opened(lambda: network(outputs=("mean",)))
 
 
@@ -464,10 +436,10 @@ sinks: ["null"]
             "c.yaml:4: 'weights' of stage 'infer' is 'random'",
         ),
         (
-            "shapes",
-            "auto",
-            ": {precision: fp16}",
-            "c.yaml:4: 'precision' of stage 'infer' is 'fp16",
+            "lraspp",
+            "torch",
+            ": {provider: cuda}",
+            "c.yaml:4: 'provider' of stage 'infer' is 'cuda'",
         ),
     ],
 )
