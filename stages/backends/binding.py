@@ -53,8 +53,7 @@ class BoundRun:
         self._binding = session.io_binding()
         entry = session.get_inputs()[0]
         self._binding.bind_ortvalue_input(entry.name, self._input)
-        for info in outputs:
-            self._binding.bind_output(info.name, "cpu")
+        self._open = tuple(info.name for info in outputs)
         sizes = {
             declared: given
             for declared, given in zip(entry.shape, shape, strict=True)
@@ -70,6 +69,9 @@ class BoundRun:
             tensor: of the shape and dtype that were bound. Copied to the device; not modified.
         """
         self._input.update_inplace(np.ascontiguousarray(tensor))
+        for name in self._open:
+            # On every run: else the array of the last one is taken for a buffer of that size.
+            self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
         found = {}
         values = self._binding.get_outputs()
@@ -85,6 +87,7 @@ class BoundRun:
         """Give each output whose size is certain its own buffer."""
         import onnxruntime as ort
 
+        still_open = []
         for info, declared in zip(self._outputs, self._declared, strict=True):
             # Files may declare shapes that are not what comes out, and a buffer would be refused.
             if declared is not None and declared == seen[info.name].shape:
@@ -92,6 +95,9 @@ class BoundRun:
                     list(declared), seen[info.name].dtype, *self._place
                 )
                 self._binding.bind_ortvalue_output(info.name, value)
+            else:
+                still_open.append(info.name)
+        self._open = tuple(still_open)
         self._fixed = True
 
 

@@ -215,13 +215,14 @@ class OnnxBackend(Backend):
     def _bound_run(self, session: ort.InferenceSession, tensor: Array) -> dict[str, Array]:
         if self._bound is None or self._bound.shape != tensor.shape:
             self._bound = None  # gives its memory back before the next takes some
+            place, _, index = self._device.partition(":")
             self._bound = BoundRun(
                 session,
                 self.outputs,
                 tensor.shape,
                 tensor.dtype,
-                device="cuda",
-                index=self._cuda_index(),
+                device=place,
+                index=int(index or 0),
             )
         return self._bound.run(tensor)
 

@@ -124,8 +124,10 @@ class OpenVinoBackend(Backend):
             raise ModelError(f"{self._path.name} is not open: call open() before run()")
         check_tensor(self._path.name, self.inputs[0], tensor)
         try:
-            # Shared with the request for this run only: the next one sets its own.
-            request.infer({0: np.ascontiguousarray(tensor)}, share_inputs=True, share_outputs=True)
+            # Not `infer`: with one thread it loses errors and leaves whatever was in the outputs
+            # (seen with 2026.4.1). The input is shared until the next run sets its own.
+            request.start_async({0: tensor}, share_inputs=True)
+            request.wait()
             return {
                 # The request writes into the same memory on its next run.
                 info.name: np.array(request.get_output_tensor(place).data)

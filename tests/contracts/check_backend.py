@@ -27,6 +27,8 @@ class Subject:
     """At least two inputs that the graph takes, of other values; best of several batch sizes."""
     answer: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
     """What shall come out, worked out by other means; None where only the form is checked."""
+    fails: np.ndarray | None = None
+    """An input of the right form on which the graph itself fails; None where there is none."""
     rtol: float = 1e-5
     metadata: Mapping[str, str] = field(default_factory=dict)
     missing_device: str = "cuda:99"
@@ -184,7 +186,13 @@ def _check_errors(backend, subject):
         assert str(list(other.shape)) in str(caught.value)
         for size in filter(None, want.shape):
             assert str(size) in str(caught.value)
-    backend.run(tensor)
+    answer = backend.run(tensor)
+    if subject.fails is not None:
+        with pytest.raises(ModelError, match="failed on") as caught:
+            backend.run(subject.fails)
+        assert str(list(subject.fails.shape)) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    _same(backend.run(tensor), answer)
 
 
 def _check_other_thread(backend, subject, first):

@@ -144,3 +144,14 @@ def without_batch(path: Path) -> Path:
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [3, 4, 5])],
         [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [3])],
     )
+
+
+def two_rows(path: Path) -> Path:
+    """Write a graph that takes 'table' (any, 4), gives it as 'rows', and fails but on two rows."""
+    return save(
+        path,
+        [helper.make_node("Reshape", ["table", "form"], ["rows"])],
+        [helper.make_tensor_value_info("table", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [2, 4])],
+        {"form": np.array([2, 4])},
+    )

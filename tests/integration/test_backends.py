@@ -10,7 +10,21 @@ import pytest
 from stages.backends.onnx import OnnxBackend
 from stages.backends.openvino import OpenVinoBackend
 from tests.contracts.check_backend import Subject, check_backend, check_backend_file
-from tests.helpers.onnx_models import byte_picture, channel_means, many_outputs, without_batch
+from tests.helpers.onnx_models import (
+    byte_picture,
+    channel_means,
+    many_outputs,
+    two_rows,
+    without_batch,
+)
+
+
+class BoundOnnxBackend(OnnxBackend):
+    """Runs through bound buffers, as on a GPU, though they lie on the CPU."""
+
+    def open(self):
+        super().open()
+        self._provider = "bound"
 
 
 def on_device(kind, device, **fixed):
@@ -24,7 +38,10 @@ def on_device(kind, device, **fixed):
 
 RUNTIMES = [
     pytest.param(on_device(OnnxBackend, "cpu", threads=2), id="onnx"),
+    pytest.param(on_device(BoundOnnxBackend, "cpu", threads=2), id="onnx-bound"),
     pytest.param(on_device(OpenVinoBackend, "cpu", threads=2), id="openvino"),
+    # With one thread OpenVINO takes another path, which lost errors (see its `run`).
+    pytest.param(on_device(OpenVinoBackend, "cpu", threads=1), id="openvino-1"),
     pytest.param(on_device(OnnxBackend, "cuda"), id="onnx-cuda", marks=pytest.mark.needs_cuda),
     pytest.param(
         on_device(OnnxBackend, "cuda", provider="tensorrt"),
@@ -103,6 +120,19 @@ def test_no_batch_axis(runtime, tmp_path):
             functools.partial(runtime, without_batch(tmp_path / "three.onnx")),
             [numbers(3, 4, 5), numbers(3, 4, 5, seed=1)],
             answer=lambda tensor: {"mean": tensor.mean((1, 2))},
+        )
+    )
+
+
+@runtimes
+def test_a_graph_that_fails_on_some_inputs(runtime, tmp_path):
+    path = two_rows(tmp_path / "rows.onnx")
+    check_backend(
+        Subject(
+            functools.partial(runtime, path),
+            [numbers(2, 4), numbers(2, 4, seed=1)],
+            answer=lambda tensor: {"rows": tensor},
+            fails=numbers(3, 4),
         )
     )
 
