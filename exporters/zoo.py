@@ -101,6 +101,7 @@ def _rcnn(
         exporter="legacy",
         dynamic_batch=False,
         lively={"*.box_predictor.cls_score": (0.0, 2.0), **(lively or {})},
+        lively_lead=8.0,
         frozen_eps=frozen_eps,
     )
 
