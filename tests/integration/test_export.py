@@ -25,6 +25,7 @@ from stages.decoders.metadata import KEY  # noqa: E402 - after the skip
 from stages.decoders.seal import SealError, digest, seal  # noqa: E402 - after the skip
 from stages.infer import InferConfig  # noqa: E402 - after the skip
 from stages.model import load_model  # noqa: E402 - after the skip
+from tests.helpers.iinfer import fill  # noqa: E402 - after the skip
 from tests.helpers.media import make_video  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -258,7 +259,7 @@ def test_published_weights_have_the_names_of_our_yolox(assets):
 
     path = assets / "models" / "yolox_nano_iinfer.onnx"
     network, _ = build(find("yolox-nano"), "random")
-    _fill(network.inner, onnx.load(str(path)))
+    fill(network.inner, onnx.load(str(path)))
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -269,41 +270,6 @@ def test_published_weights_have_the_names_of_our_yolox(assets):
         with torch.no_grad():
             got = network(torch.from_numpy(picture)).numpy()
         np.testing.assert_allclose(got, expected, atol=1e-3)
-
-
-def _fill(network, model):
-    """Put the tensors of the published file into `network`.
-
-    Its exporter folded batch normalisation into the convolutions and numbered the tensors; the
-    nodes kept the modules' names.
-    """
-    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    modules = dict(network.named_modules())
-    left = {name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d)}
-    for node in (node for node in model.graph.node if node.op_type == "Conv"):
-        name = _module_name(node.name)
-        conv, norm = modules[name], modules.get(f"{name.rpartition('.')[0]}.bn")
-        left.remove(name)
-        conv.weight.copy_(torch.from_numpy(tensors[node.input[1]].copy()))
-        bias = torch.from_numpy(tensors[node.input[2]].copy())
-        if norm is None:
-            conv.bias.copy_(bias)
-            continue
-        norm.weight.fill_(1.0)
-        norm.running_mean.fill_(0.0)
-        norm.running_var.fill_(1.0 - norm.eps)
-        norm.bias.copy_(bias)
-    assert not left
-
-
-def _module_name(node):
-    """Return "a.b.0.conv" for "/a/b/b.0/conv/Conv"."""
-    name = []
-    for part in node.strip("/").split("/")[:-1]:
-        if name and part.startswith(f"{name[-1]}."):
-            name.pop()
-        name.append(part)
-    return ".".join(name)
 
 
 @pytest.mark.parametrize("builder", ["ssdlite320", "fcos", "retinanet"])

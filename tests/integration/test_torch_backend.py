@@ -33,6 +33,7 @@ from stages.decoders.seal import SealError, read_card, seal  # noqa: E402 - afte
 from stages.infer import InferConfig  # noqa: E402 - after the skip
 from stages.model import load_model  # noqa: E402 - after the skip
 from tests.contracts.check_backend import Subject, check_backend  # noqa: E402 - after the skip
+from tests.helpers.iinfer import fill  # noqa: E402 - after the skip
 from tests.helpers.onnx_models import channel_means  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -299,6 +300,25 @@ def test_the_report_speaks_of_weights_and_of_no_certificate(nano):
     by_file = load(nano)
     by_file.close()
     assert {**by_file.describe(), "reason": ""} == {**about, "reason": ""}
+
+
+@pytest.mark.assets
+def test_published_weights_find_on_real_frames_what_the_published_file_finds(assets, tmp_path):
+    path = assets / "models" / "yolox_nano_iinfer.onnx"
+    with one_thread():
+        module, _ = build(find("yolox-nano"), "random")
+    fill(module.inner, onnx.load(str(path)))
+    torch.save(module.inner.state_dict(), tmp_path / "nano.pth")
+    in_torch = load("yolox-nano", weights=str(tmp_path / "nano.pth"))
+    in_onnx = load(path, backend="onnx")
+    frames = pictures(str(assets / "video" / "vtest_gk.mp4"))
+    try:
+        outcome = certify(in_torch.backend.run, in_onnx, frames, dynamic_batch=False)
+    finally:
+        in_torch.close()
+        in_onnx.close()
+    assert (outcome.problems, outcome.flipped) == ([], [])
+    assert outcome.detections > 10
 
 
 def test_batches_give_each_picture_what_it_gets_alone(nano):
