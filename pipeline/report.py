@@ -20,7 +20,16 @@ from pipeline.runner import RunResult
 from pipeline.url import redact
 
 SCHEMA = 1
-_PACKAGES = ("rackfocus", "av", "numpy", "onnxruntime-gpu", "onnxruntime", "opencv-python", "torch")
+_PACKAGES = (
+    "rackfocus",
+    "av",
+    "numpy",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "opencv-python",
+    "openvino",
+    "torch",
+)
 
 
 class _Section(BaseModel):

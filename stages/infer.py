@@ -65,7 +65,8 @@ class InferConfig(StageConfig):
     )
     allow_fallback: bool = Field(
         default=False,
-        description="Run on the CPU when CUDA was asked for and is missing; the report says so.",
+        description="Go on with another device, provider or precision when the one that was asked "
+        "for is missing; the report says so.",
     )
     threads: Positive | None = Field(
         None,

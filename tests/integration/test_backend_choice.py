@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
+import run
 from pipeline.errors import DeviceError, ModelError
+from pipeline.schema import Settings
 from stages.backends import onnx
 from stages.backends.choice import choose
 from stages.infer import InferConfig
@@ -100,3 +103,19 @@ def test_a_run_uses_what_its_config_names(tmp_path, backend):
     (outputs,) = model.run([model.blank()])
     assert outputs["output"].shape == (1, 63, 7)
     model.close()
+
+
+def test_the_command_line_reaches_the_backend(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    arguments = ["run", "synthetic:shapes?frames=3", "-o", str(tmp_path / "out.jsonl")]
+    options = ["--backend", "openvino", "--device", "cpu", "--report", str(report)]
+    assert run.main([*arguments, *options]) == 0
+    written = json.loads(report.read_text())
+    assert written["backend"]["name"] == "openvino"
+    assert "openvino" in written["versions"]
+    assert "on cpu (OpenVINO)" in "".join(capsys.readouterr())
+
+
+def test_run_files_and_the_infer_stage_know_the_same_backends():
+    whole = Settings.model_json_schema()["properties"]["backend"]["anyOf"][0]["enum"]
+    assert whole == InferConfig.model_json_schema()["properties"]["backend"]["enum"]
