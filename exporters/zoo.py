@@ -15,6 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.problems import did_you_mean
 from stages.decoders.decoder import Preprocessing
 from stages.decoders.names import COCO_80, COCO_90, COCO_91
+from stages.model_files import KnownModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +240,16 @@ def find(name: str) -> Entry:
     return ZOO[name]
 
 
-def describe() -> Iterator[str]:
-    """Yield a line about each model: task, input, parameters, licence and where weights are."""
+def describe() -> Iterator[KnownModel]:
+    """Yield what is to be told of each model."""
     for entry in ZOO.values():
-        width, height = entry.preprocessing.size_wh
         official = entry.official
-        yield (
-            f"  {entry.name:<21} {entry.task}, {width}x{height}, "
-            f"{entry.parameters / 1e6:.1f} M parameters, {official.licence} weights from "
-            f"{official.url.split('/')[2]}{' (here already)' if is_cached(official.url) else ''}"
+        yield KnownModel(
+            name=entry.name,
+            task=entry.task,
+            input_wh=entry.preprocessing.size_wh,
+            parameters=entry.parameters,
+            licence=official.licence,
+            weights_url=official.url,
+            weights_here=is_cached(official.url),
         )

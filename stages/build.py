@@ -6,7 +6,7 @@ stages and sinks. Used before a run, by one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -58,18 +58,22 @@ class Built:
         )
 
 
-def check_files(plan: Plan, problems: Problems) -> None:
+def check_files(
+    plan: Plan, problems: Problems, exportable: Callable[[], Iterable[str]] = tuple
+) -> None:
     """Check sources, model, outputs and report against the disk.
 
     Args:
         plan: the run.
         problems: receives what is missing, in the way, or written twice.
+        exportable: gives the names of models that can be pulled, for the message about one that
+            is not here.
     """
     for part in plan.sources:
         _check_source(part, problems)
     for part in plan.stages:
         if part.kind.name == "infer":
-            _check_model(part, plan, problems)
+            _check_model(part, plan, problems, exportable)
     written: dict[str, str] = {}
     for part in plan.sinks:
         path = _path(part)
@@ -199,14 +203,16 @@ def _glob(pattern: Path) -> Iterator[Path]:
     return root.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern))
 
 
-def _check_model(part: Part, plan: Plan, problems: Problems) -> None:
-    from stages.model import resolve_model
+def _check_model(
+    part: Part, plan: Plan, problems: Problems, exportable: Callable[[], Iterable[str]]
+) -> None:
+    from stages.model_files import resolve_model
 
     name = getattr(part.config, "model", None)
     if name is None:
         return
     try:
-        resolve_model(str(name))
+        resolve_model(str(name), exportable)
     except RackfocusError as error:
         problems.add(_place(part, plan, "model"), str(error))
 

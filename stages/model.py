@@ -23,14 +23,13 @@ from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, Tensor
 from stages.decoders.metadata import KEY, stated
 from stages.decoders.recognise import recognise
 from stages.decoders.seal import check_seal
+from stages.model_files import resolve_model, shipped_models
 
 if TYPE_CHECKING:
     from stages.infer import InferConfig
 
 Array = NDArray[np.generic]
 
-WEIGHTS: Final = Path(__file__).resolve().parent.parent / "models" / "weights"
-"""Where the models lie that are shipped."""
 _GRAY: Final = 114
 
 
@@ -110,30 +109,6 @@ class LoadedModel:
         self.backend.close()
 
 
-def builtin_models() -> tuple[str, ...]:
-    """Return the names of the models that are shipped."""
-    return tuple(sorted(path.stem for path in WEIGHTS.glob("*.onnx")))
-
-
-def resolve_model(name_or_path: str) -> Path:
-    """Return the file of a shipped model's name, or of a path.
-
-    Raises:
-        ModelError: neither; the text lists the shipped names.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
-    builtin = builtin_models()
-    if name_or_path in builtin:
-        return WEIGHTS / f"{name_or_path}.onnx"
-    shipped = f"shipped models: {', '.join(builtin) or 'none'}"
-    raise ModelError(
-        f"there is no model file {name_or_path}, nor a model of that name ({shipped}); "
-        "give --model the path of an .onnx file"
-    )
-
-
 def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
     """Return the model that the config names, opened and understood.
 
@@ -149,7 +124,7 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
     if config.model is None:
         raise ModelError(
             "no model is given: add --model FILE.onnx, or the name of a shipped one "
-            f"({', '.join(builtin_models()) or 'none'})"
+            f"({', '.join(shipped_models()) or 'none'})"
         )
     path = resolve_model(config.model)
     backend = _backend(path, config)
