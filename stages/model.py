@@ -168,6 +168,7 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
     # Without a size there can be no trial; recognition then says what is missing.
     if size_wh is not None:
         single = _trial(backend, size_wh, 1)
+        _check_numbers(backend, size_wh, single)
         seen = tuple(TensorInfo(name, a.shape, a.dtype.name) for name, a in single.items())
         graph = GraphInfo(backend.inputs, seen, backend.metadata)
     recognised = recognise(
@@ -213,6 +214,36 @@ def _blank(info: TensorInfo, size_wh: tuple[int, int]) -> Array:
         return np.full(shape, _GRAY, np.dtype(info.dtype))
     except TypeError as error:
         raise ModelError(f"input '{info.name}' takes {info.dtype}, which no picture is") from error
+
+
+def _check_numbers(
+    backend: Backend, size_wh: tuple[int, int], outputs: Mapping[str, Array]
+) -> None:
+    """Refuse a graph that gives NaN for every picture, before a run has begun."""
+    bad = _nan_output(outputs)
+    if bad is None:
+        return
+    # A graph that divides by the picture's own deviation may do so for the gray picture alone.
+    blank = _blank(backend.inputs[0], size_wh)
+    noise = np.random.default_rng(0).integers(0, 256, blank.shape).astype(blank.dtype)
+    batched = len(backend.inputs[0].shape) == 4
+    bad = _nan_output(backend.run(noise[None] if batched else noise))
+    if bad is not None:
+        name, count, size = bad
+        raise ModelError(
+            f"output '{name}' holds NaN in {count} of {size} values whatever the picture shows: "
+            "the weights are damaged, or numbers overflow in half precision; download or export "
+            "the file again"
+        )
+
+
+def _nan_output(outputs: Mapping[str, Array]) -> tuple[str, int, int] | None:
+    """Return name, NaN values and all values of the first output that holds NaN."""
+    for name, array in outputs.items():
+        count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+        if count:
+            return name, count, array.size
+    return None
 
 
 def _trial(backend: Backend, size_wh: tuple[int, int], batch: int) -> dict[str, Array]:
