@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error, str(error), verbose="--verbose" in arguments)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped before the run began", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough (`list | head`); Python would complain at exit.
