@@ -9,7 +9,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,8 @@ from pipeline.arguments import given_flags, parse
 from pipeline.errors import RackfocusError, SinkError, UsageError
 
 if TYPE_CHECKING:
+    from exporters.download import Progress
+    from exporters.networks import ZooNetworks
     from pipeline.interrupts import StopRequests
     from pipeline.runner import RunResult
     from stages.build import Built
@@ -43,17 +45,17 @@ def _load(arguments: argparse.Namespace) -> Plan:
     config = load_config(document, given_flags(arguments), assignments, problems)
     plan = make_plan(config, problems) if config is not None else None
     if plan is not None:
-        check_files(plan, problems, _exportable)
+        check_files(plan, problems, _networks)
     problems.raise_if_any()
     if plan is None:
         raise UsageError("the configuration cannot be used")
     return plan
 
 
-def _exportable() -> Iterable[str]:
-    from exporters.zoo import ZOO
+def _networks(progress: Progress | None = None) -> ZooNetworks:
+    from exporters.networks import ZooNetworks
 
-    return ZOO
+    return ZooNetworks(progress)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -64,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: StopRequests) -> int:
-    from pipeline.console import Console, expected_frames
+    from pipeline.console import Console, download_bar, expected_frames
     from pipeline.limits import Limits
     from pipeline.report import build_report
     from pipeline.report_file import write_report
@@ -76,7 +78,8 @@ def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: StopRequests) -> 
     settings = plan.settings
     console = Console(quiet=arguments.quiet)
     context = RunContext(on_note=console.note)
-    built = build(plan, context)
+    with download_bar() as progress:
+        built = build(plan, context, lambda: _networks(None if arguments.quiet else progress))
     queues = settings.queues
     pipeline = Pipeline(
         built.sources,

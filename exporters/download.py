@@ -17,7 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from pipeline.errors import ModelError, UsageError
-from stages.model_files import home
+from pipeline.home import home_folder
 
 _CHUNK_BYTES: Final = 1 << 18
 _TIMEOUT_S: Final = 30.0
@@ -28,8 +28,8 @@ Progress = Callable[[int, int | None], None]
 
 
 def cache_folder() -> Path:
-    """Return where downloaded weights are kept."""
-    return home() / "weights"
+    """Return where weights are kept: in `pipeline.home.home_folder`."""
+    return home_folder() / "weights"
 
 
 def cached(url: str, sha256: str, folder: Path | None = None) -> Path | None:

@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from exporters.command import Say, export_model, missing_package
-from exporters.download import fetch
-from exporters.zoo import Entry, find
+from exporters.download import fetch, is_cached
+from exporters.entry import Published
+from exporters.zoo import find
 from pipeline.errors import ModelError, RackfocusError, UsageError
 from stages.decoders.seal import DIGEST, digest, read_card
 from stages.model_files import pulled_file
@@ -34,42 +35,53 @@ def pull_models(names: Sequence[str], *, overwrite: bool, say: Say, bar: Bar) ->
         bar: shows one download.
 
     Raises:
-        UsageError: an unknown name; or the torch extra is missing, and the weights were kept.
+        UsageError: a name that is unknown or has no published weights; or the torch extra is
+            missing, and the weights were kept.
         RackfocusError: weights that cannot be had, an export whose certificate fails, or a pulled
             file that was changed; of the kind of the first, with the texts of all.
     """
     failed: list[RackfocusError] = []
-    for entry in [find(name) for name in dict.fromkeys(names)]:
+    for name, published in [(name, _published(name)) for name in dict.fromkeys(names)]:
         try:
-            _pull(entry, overwrite=overwrite, say=say, bar=bar)
+            _pull(name, published, overwrite=overwrite, say=say, bar=bar)
         except RackfocusError as error:
             failed.append(error)
     if failed:
         raise type(failed[0])("\n".join(map(str, failed))) from failed[0]
 
 
-def _pull(entry: Entry, *, overwrite: bool, say: Say, bar: Bar) -> None:
-    path = pulled_file(entry.name)
+def _published(name: str) -> Published:
+    official = find(name).official
+    if official is None:
+        raise UsageError(
+            f"nobody has published weights of {name}; `run.py export {name} --weights FILE` writes "
+            "a file with yours"
+        )
+    return official
+
+
+def _pull(name: str, published: Published, *, overwrite: bool, say: Say, bar: Bar) -> None:
+    path = pulled_file(name)
     if path.is_file() and not overwrite:
-        _check(entry.name)
-        say(f"{entry.name}: already here, {path}; --overwrite exports it again")
+        _check(name)
+        say(f"{name}: already here, {path}; --overwrite exports it again")
         return
+    if not is_cached(published.url):
+        say(f"{name}: {published.url}")
     with bar() as progress:
-        weights = fetch(entry.official.url, entry.official.sha256, progress=progress)
+        weights = fetch(published.url, published.sha256, progress=progress)
     missing = missing_package()
     if missing is not None:
         raise UsageError(
-            f"{entry.name}: the weights are kept at {weights}; to make a model of them, {missing} "
+            f"{name}: the weights are kept at {weights}; to make a model of them, {missing} "
             'is needed, which is not installed: pip install -e ".[torch]", then pull again'
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path.parent} cannot be made: {error.strerror}") from error
-    export_model(
-        entry.name, str(path), weights="official", frames=None, overwrite=overwrite, say=say
-    )
-    say(f"{entry.name}: ready; use it with --model {entry.name}")
+    export_model(name, str(path), weights="official", frames=None, overwrite=overwrite, say=say)
+    say(f"{name}: ready; use it with --model {name}")
 
 
 def _check(name: str) -> None:

@@ -74,7 +74,7 @@ def _run_arguments(parser: _Parser) -> None:
     add("-c", dest="config", metavar="FILE.yaml", help="a configuration file; flags outrank it")
     add("--model", metavar="NAME|FILE.onnx", help="the model: a file, shapes, or one pulled")
     add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
-    add("--backend", metavar="auto|onnx", help="what runs the model")
+    add("--backend", metavar="auto|onnx|openvino|torch", help="what runs the model")
     _add_set(parser)
     mode = parser.add_mutually_exclusive_group()
     add_mode = mode.add_argument

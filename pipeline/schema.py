@@ -61,7 +61,9 @@ class Settings(Config):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto, cpu, cuda or cuda:N.",
     )
-    backend: Literal["auto", "onnx"] | None = Field(None, description="What runs the model.")
+    backend: Literal["auto", "onnx", "openvino", "torch"] | None = Field(
+        None, description="What runs the model."
+    )
     stages: list[object] | None = Field(
         None,
         description=f"The chain, in order; without it: {', '.join(DEFAULT_STAGES)}.",

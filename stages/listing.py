@@ -137,7 +137,9 @@ def _models(known: Iterable[KnownModel], table: Table) -> Iterator[str]:
 
 
 def _known_row(model: KnownModel, file: Path | None) -> tuple[str, ...]:
-    weights = ".".join(model.weights_url.split("/")[2].split(".")[-2:])
+    weights = "none published"
+    if model.weights_url is not None:
+        weights = ".".join(model.weights_url.split("/")[2].split(".")[-2:])
     if file is not None:
         weights += f", pulled: {_megabytes(file)}"
     elif model.weights_here:
@@ -148,7 +150,7 @@ def _known_row(model: KnownModel, file: Path | None) -> tuple[str, ...]:
         model.task,
         f"{width}x{height}",
         f"{model.parameters / 1e6:.1f} M",
-        model.licence,
+        model.licence or "-",
         weights,
         "-" if file is None else _certificate(_card(file)),
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from stages.backends.backend import Backend
+from stages.backends.choice import choose
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
 from stages.decoders.metadata import KEY, stated
 from stages.decoders.recognise import recognise
@@ -26,6 +27,7 @@ from stages.decoders.seal import check_seal
 from stages.model_files import resolve_model, shipped_models
 
 if TYPE_CHECKING:
+    from stages.backends.network import Networks
     from stages.infer import InferConfig
 
 Array = NDArray[np.generic]
@@ -43,6 +45,7 @@ class LoadedModel:
         recognised: Recognised,
         *,
         batched_outputs: frozenset[str],
+        sha256: str,
         certified: bool = False,
     ) -> None:
         self.path = path
@@ -52,7 +55,8 @@ class LoadedModel:
         self.preprocessing: Preprocessing = recognised.preprocessing
         self.class_names = recognised.class_names
         self.reason = recognised.reason
-        self.sha256 = _sha256(path)
+        self.sha256 = sha256
+        """Of the file, or of the weights where a network runs without one."""
         self.metadata = _own_metadata(backend.metadata)
         """What stands under our key in the file; empty where there is none. Not to be changed."""
         self.certified = certified
@@ -99,6 +103,7 @@ class LoadedModel:
             "parity": self.metadata.get("parity"),
             "certified": self.certified,
             "licence": self.metadata.get("licence"),
+            "source": self.metadata.get("source"),
             "reason": self.reason,
             "input_wh": list(self.preprocessing.size_wh),
             "classes": len(self.class_names),
@@ -109,12 +114,17 @@ class LoadedModel:
         self.backend.close()
 
 
-def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
+def load_model(
+    config: InferConfig,
+    note: Callable[[str], None],
+    networks: Callable[[], Networks] | None = None,
+) -> LoadedModel:
     """Return the model that the config names, opened and understood.
 
     Args:
         config: the settings of the infer stage.
         note: told what the recognition rests on and which device runs the graph, and why.
+        networks: gives what the backend torch can run; asked only where that was chosen.
 
     Raises:
         ModelError: no such file, not a graph, not recognised with certainty, a batch the graph does
@@ -126,8 +136,11 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
             "no model is given: add --model FILE.onnx, or the name of a shipped one "
             f"({', '.join(shipped_models()) or 'none'})"
         )
-    path = resolve_model(config.model)
-    backend = _backend(path, config)
+    if config.backend == "torch":
+        path, backend = Path(config.model), _torch_backend(config.model, config, networks)
+    else:
+        path = resolve_model(config.model, networks)
+        backend = _backend(path, config, note)
     backend.open()
     try:
         model = _understand(path, backend, config)
@@ -144,19 +157,43 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
     return model
 
 
-def _backend(path: Path, config: InferConfig) -> Backend:
-    from stages.backends.onnx import OnnxBackend
-
-    return OnnxBackend(
+def _backend(path: Path, config: InferConfig, note: Callable[[str], None]) -> Backend:
+    return choose(
         path,
+        backend=config.backend,
         device=config.device,
         threads=config.threads,
+        allow_fallback=config.allow_fallback,
+        provider=config.provider,
+        precision=config.precision,
+        gpu_memory_bytes=config.gpu_memory_bytes,
+        note=note,
+    )
+
+
+def _torch_backend(
+    model: str, config: InferConfig, networks: Callable[[], Networks] | None
+) -> Backend:
+    from stages.backends.torch import TorchBackend
+
+    if networks is None:
+        raise ModelError(f"no networks for {model} were given to the backend torch")
+    return TorchBackend(
+        model,
+        networks().maker(model, config.weights),
+        device=config.device,
+        threads=config.threads,
+        precision=config.precision,
         allow_fallback=config.allow_fallback,
     )
 
 
 def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedModel:
-    sealed = check_seal(path, backend.metadata)
+    if config.backend == "torch":
+        # The weights were built here; a certificate speaks of a file's numbers.
+        sealed, sha256 = False, str(_own_metadata(backend.metadata)["source_sha256"])
+    else:
+        sealed, sha256 = check_seal(path, backend.metadata), _sha256(path)
     overrides = {
         key: value
         for key in ("input_size", "fit", "pad_value", "pixel_order", "mean", "scale", "options")
@@ -185,7 +222,12 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         and config.class_names is None
     )
     return LoadedModel(
-        path, backend, recognised, batched_outputs=batched, certified=sealed and as_told
+        path,
+        backend,
+        recognised,
+        batched_outputs=batched,
+        sha256=sha256,
+        certified=sealed and as_told,
     )
 
 

@@ -6,14 +6,17 @@ pulled one. Nothing is loaded or downloaded here. Any thread.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import ModelError
+from pipeline.home import home_folder
 from pipeline.problems import did_you_mean
+
+if TYPE_CHECKING:
+    from stages.backends.network import Networks
 
 WEIGHTS: Final = Path(__file__).resolve().parent.parent / "models" / "weights"
 """Where the models lie that are shipped."""
@@ -27,23 +30,16 @@ class KnownModel:
     task: str
     input_wh: tuple[int, int]
     parameters: int
-    licence: str
-    """SPDX identifier of the weights' licence."""
-    weights_url: str
+    licence: str | None
+    """SPDX identifier of the weights' licence; None where nobody has published any."""
+    weights_url: str | None
     weights_here: bool
     """A file of that name is among the downloads; unchecked."""
 
 
-def home() -> Path:
-    """Return where downloads and pulled models are kept: RACKFOCUS_HOME, else
-    ~/.cache/rackfocus."""
-    chosen = os.environ.get("RACKFOCUS_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rackfocus"
-
-
 def pulled_folder() -> Path:
     """Return where `models pull` puts the files of models."""
-    return home() / "models"
+    return home_folder() / "models"
 
 
 def pulled_file(name: str) -> Path:
@@ -61,12 +57,13 @@ def pulled_models() -> dict[str, Path]:
     return _models_in(pulled_folder())
 
 
-def resolve_model(name_or_path: str, exportable: Callable[[], Iterable[str]] = tuple) -> Path:
+def resolve_model(name_or_path: str, networks: Callable[[], Networks] | None = None) -> Path:
     """Return the file that `--model` means. A folder of that name stands in nobody's way.
 
     Args:
         name_or_path: a path, or the name of a shipped or pulled model.
-        exportable: gives the names that can be pulled; asked only where nothing was found.
+        networks: gives the models that can be pulled or exported; asked only where nothing was
+            found, for the message.
 
     Raises:
         ModelError: there is none; the text says what there is and how to get one.
@@ -77,17 +74,25 @@ def resolve_model(name_or_path: str, exportable: Callable[[], Iterable[str]] = t
         return path
     found = shipped_models().get(name_or_path) or pulled_models().get(name_or_path)
     if found is None:
-        raise ModelError(_not_found(name_or_path, folder=folder, exportable=tuple(exportable())))
+        known = None if networks is None else networks()
+        raise ModelError(_not_found(name_or_path, known, folder=folder))
     return found
 
 
-def _not_found(name: str, *, folder: bool, exportable: tuple[str, ...]) -> str:
-    if name in exportable:
-        return (
-            f"the model {name} is not here yet: `run.py models pull {name}` downloads its official "
-            f"weights and keeps it for every later run; `run.py export {name}` writes a file of "
-            "it, with other weights too"
+def _not_found(name: str, networks: Networks | None, *, folder: bool) -> str:
+    if networks is not None and name in networks.names:
+        pull = (
+            f"`run.py models pull {name}` downloads its official weights and keeps it for every "
+            f"later run; `run.py export {name}` writes a file of it, with other weights too"
+            if name in networks.published
+            else f"nobody has published weights of it; `run.py export {name} --weights FILE` "
+            "writes a file of it with yours"
         )
+        return (
+            f"the model {name} is not here yet: {pull}; add --backend torch to run it in torch, "
+            "without a file"
+        )
+    exportable = () if networks is None else tuple(networks.names)
     shipped, pulled = shipped_models(), pulled_models()
     near = did_you_mean(name, (*shipped, *pulled, *exportable))
     there = f"shipped models: {', '.join(shipped) or 'none'}"

@@ -85,6 +85,7 @@ def test_a_pulled_model_is_found_by_its_name_on_every_later_run(home, monkeypatc
         assert server.requests == []
         code, out, err = say(capsys, "models", "pull", NAME, "--overwrite")
         assert code == 0, err
+        assert f"{NAME}: {server.url}" in out
         assert "certificate" in out
         assert f"ready; use it with --model {NAME}" in out
         assert "downloading: " in err
@@ -154,6 +155,13 @@ def test_an_unknown_name_stops_before_anything_is_fetched(home, monkeypatch, cap
     assert "did you mean 'yolox-nano'?" in err
 
 
+def test_a_model_without_published_weights_is_told_what_to_do(home, capsys):
+    code, _, err = say(capsys, "models", "pull", "maskrcnn-mobilenet")
+    assert code == 2
+    assert "nobody has published weights" in err
+    assert "`run.py export maskrcnn-mobilenet --weights FILE`" in err
+
+
 def test_weights_that_are_not_the_published_ones_make_no_model(home, monkeypatch, capsys):
     with file_server(b"something else") as server:
         publish(monkeypatch, NAME, server.url, "0" * 64)
@@ -174,3 +182,4 @@ def test_a_name_that_could_be_pulled_says_how(home, capsys, command):
     assert code == 2
     assert f"`run.py models pull {NAME}`" in err
     assert f"`run.py export {NAME}`" in err
+    assert "--backend torch" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from stages import model_files
 from stages.decoders.metadata import KEY
 from stages.decoders.seal import read_card, seal
 from stages.listing import listing
-from stages.model_files import KnownModel, home, pulled_file, resolve_model
+from stages.model_files import KnownModel, pulled_file, resolve_model
 
 
 @pytest.fixture
@@ -24,6 +25,11 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("RACKFOCUS_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path
+
+
+def known():
+    names = ("yolox-s", "ssd300", "own-net")
+    return SimpleNamespace(names=names, published=names[:2])
 
 
 def test_a_path_comes_before_a_shipped_name_and_that_before_a_pulled_one(places):
@@ -54,20 +60,15 @@ def test_a_name_that_is_nothing_is_told_what_there_is(places):
     ):
         resolve_model("tow")
     with pytest.raises(ModelError, match=r"did you mean 'yolox-s'"):
-        resolve_model("yolox", lambda: ("yolox-s", "ssd300"))
+        resolve_model("yolox", known)
 
 
 def test_a_name_that_can_be_pulled_is_told_how(places):
     with pytest.raises(ModelError, match=r"models pull ssd300`.*`run.py export ssd300`"):
-        resolve_model("ssd300", lambda: ("yolox-s", "ssd300"))
-
-
-def test_the_folder_for_downloads_moves(monkeypatch, tmp_path):
-    monkeypatch.setenv("RACKFOCUS_HOME", "~/kept")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert home() == tmp_path / "kept"
-    monkeypatch.delenv("RACKFOCUS_HOME")
-    assert home() == tmp_path / ".cache" / "rackfocus"
+        resolve_model("ssd300", known)
+    with pytest.raises(ModelError, match=r"nobody has published.* --weights FILE`") as error:
+        resolve_model("own-net", known)
+    assert "pull" not in str(error.value)
 
 
 # ir_version = 8: the smallest message that is no empty file.
@@ -100,25 +101,27 @@ def test_the_list_shows_what_files_state(places):
     put(pulled_file("b"), parity={"schema": 1, "runtimes": {"onnx cpu": {}, "openvino cpu": {}}})
     put(pulled_file("old"), parity=None)
     pulled_file("broken").write_bytes(b"hello world")
-    known = [
+    models = [
         KnownModel(name, "detect", (320, 256), 3_440_060, "MIT", "https://get.x.org/w.pth", here)
         for name, here in (("b", True), ("c", True), ("d", False))
     ]
+    models.append(KnownModel("e", "segment", (64, 64), 10_000_000, None, None, False))
     rows = []
 
     def table(heading, found):
         rows.extend([list(heading), *map(list, found)])
         return ["drawn"]
 
-    assert "drawn" in list(listing("models", known, table))
+    assert "drawn" in list(listing("models", models, table))
     assert {len(row) for row in rows} == {7}
     cells = {row[0]: row[1:] for row in rows[1:]}
-    assert list(cells) == ["a", "b", "c", "d", "broken", "old"]
+    assert list(cells) == ["a", "b", "c", "d", "e", "broken", "old"]
     assert cells["a"] == ["detect", "64x32", "-", "CC0-1.0", "built in: 0.0 MB", "onnx cpu"]
     assert cells["b"][:4] == ["detect", "320x256", "3.4 M", "MIT"]
     assert cells["b"][4:] == ["x.org, pulled: 0.0 MB", "onnx cpu, openvino cpu"]
     assert cells["c"][4:] == ["x.org, downloaded", "-"]
     assert cells["d"][4:] == ["x.org", "-"]
+    assert cells["e"] == ["segment", "64x64", "10.0 M", "-", "none published", "-"]
     assert cells["broken"][-1] == "the file is damaged"
     assert cells["old"][-1] == "none"
 
