@@ -159,8 +159,9 @@ def verify_file(file: str, *, weights: str | None, frames: str | None, say: Say)
         say(f"  numbers not compared: '{stated.get('name')}' is no model of `list models`")
         return
     check_card(path, entry, stated)
-    if _missing() is not None:
-        say(f'  numbers not compared: {_missing()} is not installed (pip install -e ".[torch]")')
+    missing = missing_package()
+    if missing is not None:
+        say(f'  numbers not compared: {missing} is not installed (pip install -e ".[torch]")')
         return
     _check_graph(path)
     from exporters.weights import one_thread
@@ -287,7 +288,8 @@ def _target(out: str, *, overwrite: bool) -> Path:
     return path
 
 
-def _missing() -> str | None:
+def missing_package() -> str | None:
+    """Return the first package of the torch extra that is not installed; None where all are."""
     for name in _NEEDED:
         try:
             importlib.import_module(name)
@@ -297,7 +299,7 @@ def _missing() -> str | None:
 
 
 def _need_torch() -> None:
-    missing = _missing()
+    missing = missing_package()
     if missing is not None:
         raise UsageError(
             f'export needs {missing}, which is not installed: pip install -e ".[torch]"'

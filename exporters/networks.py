@@ -44,6 +44,11 @@ class ZooNetworks:
         """The names of the zoo."""
         return ZOO.keys()
 
+    @property
+    def published(self) -> Collection[str]:
+        """The names of the zoo that have official weights."""
+        return [name for name, entry in ZOO.items() if entry.official is not None]
+
     def check_model(self, model: str) -> None:
         """Look whether a network is meant by that; opens nothing.
 

@@ -67,7 +67,8 @@ def check_files(
     Args:
         plan: the run.
         problems: receives what is missing, in the way, or written twice.
-        networks: gives what the backend torch can run; asked only where it matters.
+        networks: gives what the backend torch can run, and what can be pulled; asked only where it
+            matters.
     """
     for part in plan.sources:
         _check_source(part, problems)
@@ -208,7 +209,7 @@ def _glob(pattern: Path) -> Iterator[Path]:
 def _check_model(
     part: Part, plan: Plan, problems: Problems, networks: Callable[[], Networks] | None
 ) -> None:
-    from stages.model import resolve_model
+    from stages.model_files import resolve_model
 
     config = cast("InferConfig", part.config)
     if config.model is None:
@@ -217,11 +218,9 @@ def _check_model(
         _check_network(part, config, plan, problems, networks())
         return
     try:
-        resolve_model(config.model)
+        resolve_model(config.model, networks)
     except RackfocusError as error:
-        known = networks is not None and config.model in networks().names
-        also = "; add --backend torch to run it in torch, without a file" if known else ""
-        problems.add(_place(part, plan, "model"), f"{error}{also}")
+        problems.add(_place(part, plan, "model"), str(error))
 
 
 def _check_network(

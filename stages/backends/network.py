@@ -39,6 +39,10 @@ class Networks(Protocol):
     def names(self) -> Collection[str]:
         """The networks there are by name."""
 
+    @property
+    def published(self) -> Collection[str]:
+        """Those of them with weights that somebody has published."""
+
     def check_model(self, model: str) -> None:
         """Raise RackfocusError where no network is meant by a name or a file."""
 
