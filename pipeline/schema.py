@@ -61,7 +61,7 @@ class Settings(Config):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto, cpu, cuda or cuda:N.",
     )
-    backend: Literal["auto", "onnx", "openvino"] | None = Field(
+    backend: Literal["auto", "onnx", "openvino", "torch"] | None = Field(
         None, description="What runs the model."
     )
     stages: list[object] | None = Field(
