@@ -33,7 +33,9 @@ from pipeline.stage import OutputInfo, RunContext, Sink, Source, Stage
 from pipeline.workers import QueueWorker, SourceWorker
 
 LIVE_CAPACITY = 2
-"""First queue of a live run: one frame waiting while one is replaced; more would only add age."""
+"""Later queues of a live run. The first holds the newest frame of each stream and no other: a
+second one would only add age, since who is slower than the stream would always get the older one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ class QueueOptions:
     threads: Literal["per_stage", "single"] = "per_stage"
     queued: Mapping[str, bool] = field(default_factory=dict)
     """By stage: whether it has a queue, and so a thread. Those not named have one, except that
-    light stages share a thread where the cores are fewer than the threads would be."""
+    light stages share a thread where the cores are fewer than the threads would be, and that live
+    the first heavy stage shares that of the light ones before it."""
+    max_age_s: float | None = 0.5
+    """Live: a frame older than this when it leaves the first queue is dropped, counted as stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +266,12 @@ class Pipeline:
         every = len(self._sources) + len(self._stages) + len(self._sinks)
         crowded = every > available_cores()
         found = []
+        heavy = next((i for i, s in enumerate(self._stages) if not s.light), 0)
         for index, stage in enumerate(self._stages):
+            # Live, a frame that waits for the first heavy stage must wait where a newer one can
+            # still take its place: in the first queue, not in one behind preprocessing.
+            if self._live and 0 < index <= heavy and stage.name not in self._options.queued:
+                continue
             # Live, frames are dropped in front of the first stage, before work goes into them; and
             # the threads of several sources cannot share one stage.
             needed = index == 0 and (self._live or len(self._sources) > 1)
@@ -292,6 +302,7 @@ class Pipeline:
                 f"{before}->{sink.name}",
                 policy=cast("Policy", policy),
                 producers=1 if self._stages else len(self._sources),
+                sink=True,
             )
             worker = QueueWorker(f"sink {sink.name}", queue, state)
             worker.chain = Chain([sink], [], worker)
@@ -308,9 +319,10 @@ class Pipeline:
                 f"{before}->{stage.name}",
                 policy="drop_oldest" if self._live and first else "block",
                 producers=len(self._sources) if first else 1,
-                capacity=min(self._options.capacity, LIVE_CAPACITY) if self._live else None,
+                one_per_stream=self._live and first,
             )
-            worker = QueueWorker(f"stage {stage.name}", queue, state)
+            max_age_s = self._options.max_age_s if self._live and first else None
+            worker = QueueWorker(f"stage {stage.name}", queue, state, max_age_s=max_age_s)
             worker.chain = Chain(
                 self._stages[start:end],
                 outlets,
@@ -328,14 +340,26 @@ class Pipeline:
         return sink_chains
 
     def _queue(
-        self, name: str, *, policy: Policy, producers: int, capacity: int | None = None
+        self,
+        name: str,
+        *,
+        policy: Policy,
+        producers: int,
+        sink: bool = False,
+        one_per_stream: bool = False,
     ) -> BoundedQueue[Item]:
+        capacity = self._options.capacity
+        if one_per_stream:
+            capacity = producers
+        elif self._live and not sink:
+            capacity = min(capacity, LIVE_CAPACITY)
         queue: BoundedQueue[Item] = BoundedQueue(
             name,
-            capacity=capacity or self._options.capacity,
+            capacity=capacity,
             max_bytes=self._options.max_bytes,
             policy=policy,
             producers=producers,
+            one_per=_stream_of if one_per_stream else None,
             clock=self._context.clock,
         )
         self._queues.append(queue)
@@ -438,6 +462,11 @@ class Pipeline:
         for chain in sink_chains:
             found |= chain.named_metrics()
         return {node.name: found[node.name] for node in self._nodes}
+
+
+def _stream_of(item: Item) -> str:
+    frame = item if isinstance(item, Frame) else item.frame
+    return frame.id.stream
 
 
 class _Watch:

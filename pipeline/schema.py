@@ -77,6 +77,13 @@ class Settings(Config):
     duration_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Stop after this many seconds."
     )
+    max_age_ms: float | None = Field(
+        500,
+        gt=0,
+        allow_inf_nan=False,
+        description="Live: frames older than this are dropped before inference and counted as "
+        "stale; null for no limit.",
+    )
     report: str | None = Field(None, min_length=1, description="File for the run report, JSON.")
     overwrite: bool = Field(default=False, description="Replace output files that exist.")
 
