@@ -3,8 +3,8 @@
     python -m benchmarks.latency [--model NAME|FILE.onnx] [--seconds 60]
 
 A real RTSP server (GStreamer, `clock_server.py`) sends 720p at 30 frames a second with a clock
-burnt into the picture. Each contestant finds, suppresses and draws with the same code, then reads the
-clock back; its age is the time from drawing the clock to the end of all work on the picture, with
+burnt into the picture. Each contestant finds, suppresses and draws with the same code, then reads
+the clock back; its age is the time from drawing the clock to the end of all work on it, with
 encoding, network and decoding in it.
 
     rackfocus  this project's pipeline with its defaults, live
