@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.generic]
 
 _GRAY: Final = 114
+_TARGET_SIZES: Final = "orig_target_sizes"
 
 
 class LoadedModel:
@@ -199,6 +200,7 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         for key in ("input_size", "fit", "pad_value", "pixel_order", "mean", "scale", "options")
         if (value := getattr(config, key)) is not None
     }
+    _fix_target_sizes(backend, config)
     graph = GraphInfo(backend.inputs, backend.outputs, backend.metadata)
     size_wh = _trial_size(graph, config)
     batched: frozenset[str] = frozenset()
@@ -229,6 +231,22 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         sha256=sha256,
         certified=sealed and as_told,
     )
+
+
+def _fix_target_sizes(backend: Backend, config: InferConfig) -> None:
+    """Tell a graph of RT-DETR's kind that its picture is as large as its input.
+
+    Such graphs take the size of the original picture as a second input and scale their boxes to it.
+    With the input's own size they are in model pixels, as everybody else's, and the letterbox takes
+    them to the picture.
+    """
+    others = [info for info in backend.inputs if info.name == _TARGET_SIZES]
+    rest = tuple(info for info in backend.inputs if info.name != _TARGET_SIZES)
+    if len(others) != 1 or others[0].shape[-1:] != (2,):
+        return
+    size_wh = _trial_size(GraphInfo(rest, backend.outputs, backend.metadata), config)
+    if size_wh is not None:
+        backend.fix(_TARGET_SIZES, np.array(size_wh, others[0].dtype))
 
 
 def _trial_size(graph: GraphInfo, config: InferConfig) -> tuple[int, int] | None:

@@ -22,6 +22,29 @@ Array = NDArray[np.generic]
 class Backend(ABC):
     """Runs one graph on one device. `inputs`, `outputs` and `metadata` are valid after `open`."""
 
+    def __init__(self) -> None:
+        self._fixed: dict[str, Array] = {}
+
+    def fix(self, name: str, row: Array) -> None:
+        """Give one input of the graph the same `row` for every picture, from now on.
+
+        It is no longer among `inputs`, so that whoever runs the graph has its picture to think of
+        and nothing else.
+
+        Args:
+            name: of an input that is no picture.
+            row: without a batch axis, of the input's dtype.
+        """
+        self._fixed[name] = row
+        self.inputs = self._free(self.inputs)
+
+    def _free(self, inputs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+        return tuple(info for info in inputs if info.name not in self._fixed)
+
+    def _constants(self, batch: int) -> dict[str, Array]:
+        """Return the fixed inputs for so many pictures."""
+        return {name: np.repeat(row[None], batch, axis=0) for name, row in self._fixed.items()}
+
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
     metadata: Mapping[str, str] = {}

@@ -31,6 +31,8 @@ class BoundRun:
         shape: the input's, fixed from here on.
         device: "cuda" or "cpu".
         index: the device's number.
+        name: of the input that changes; the first where it is None.
+        constants: what the other inputs are given on every run.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class BoundRun:
         *,
         device: str,
         index: int = 0,
+        name: str | None = None,
+        constants: Mapping[str, Array] | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -51,7 +55,10 @@ class BoundRun:
         self._place = (device, index)
         self._input = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device, index)
         self._binding = session.io_binding()
-        entry = session.get_inputs()[0]
+        inputs = session.get_inputs()
+        entry = next((node for node in inputs if node.name == name), inputs[0])
+        for other, value in (constants or {}).items():
+            self._binding.bind_cpu_input(other, value)
         self._binding.bind_ortvalue_input(entry.name, self._input)
         self._open = tuple(info.name for info in outputs)
         sizes = {

@@ -109,6 +109,7 @@ class OnnxBackend(Backend):
         chosen: str = "",
         note: Callable[[str], None] | None = None,
     ) -> None:
+        super().__init__()
         self._path = path
         self._requested = device
         self._threads = threads
@@ -160,7 +161,7 @@ class OnnxBackend(Backend):
         self._device = "cpu" if self._provider == _CPU else f"cuda:{self._cuda_index()}"
         self._reason = "; ".join(problems) or f"asked for {asked}"
         self._session = session
-        self.inputs = tuple(_info(node) for node in session.get_inputs())
+        self.inputs = self._free(tuple(_info(node) for node in session.get_inputs()))
         self.outputs = tuple(_info(node) for node in session.get_outputs())
         self.metadata = dict(session.get_modelmeta().custom_metadata_map)
 
@@ -175,7 +176,8 @@ class OnnxBackend(Backend):
             if self._provider != _CPU:
                 return self._bound_run(session, tensor)
             names = [info.name for info in self.outputs]
-            values = session.run(names, {want.name: tensor})
+            feeds = {want.name: tensor, **self._constants(len(tensor))}
+            values = session.run(names, feeds)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(
                 f"{self._path.name} failed on {tensor.dtype.name} input {list(tensor.shape)} "
@@ -223,6 +225,8 @@ class OnnxBackend(Backend):
                 tensor.dtype,
                 device=place,
                 index=int(index or 0),
+                name=self.inputs[0].name,
+                constants=self._constants(len(tensor)),
             )
         return self._bound.run(tensor)
 

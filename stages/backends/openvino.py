@@ -73,6 +73,8 @@ class OpenVinoBackend(Backend):
         precision: str = "fp32",
         chosen: str = "",
     ) -> None:
+        super().__init__()
+        self._places: dict[str, int] = {}
         self._path = path
         self._requested = device
         self._threads = threads
@@ -113,7 +115,9 @@ class OpenVinoBackend(Backend):
             self._computes_in = "fp32"
         self._core = core
         self._request = compiled.create_infer_request()
-        self.inputs = tuple(_info(port) for port in model.inputs)
+        inputs = tuple(_info(port) for port in model.inputs)
+        self._places = {info.name: place for place, info in enumerate(inputs)}
+        self.inputs = self._free(inputs)
         self.outputs = tuple(_info(port) for port in model.outputs)
         self.metadata = _metadata(model)
 
@@ -122,11 +126,15 @@ class OpenVinoBackend(Backend):
         request = self._request
         if request is None:
             raise ModelError(f"{self._path.name} is not open: call open() before run()")
-        check_tensor(self._path.name, self.inputs[0], tensor)
+        want = self.inputs[0]
+        check_tensor(self._path.name, want, tensor)
+        feeds = {want.name: tensor, **self._constants(len(tensor))}
         try:
             # Not `infer`: with one thread it loses errors and leaves whatever was in the outputs
             # (seen with 2026.4.1). The input is shared until the next run sets its own.
-            request.start_async({0: tensor}, share_inputs=True)
+            request.start_async(
+                {self._places[name]: value for name, value in feeds.items()}, share_inputs=True
+            )
             request.wait()
             return {
                 # The request writes into the same memory on its next run.

@@ -54,6 +54,7 @@ class TorchBackend(Backend):
         precision: Precision = "fp32",
         allow_fallback: bool = False,
     ) -> None:
+        super().__init__()
         self._name = name
         self._make = make
         self._requested = device

@@ -88,6 +88,52 @@ def detector(path: Path, rows, *, batch=1, size_wh=(32, 32), metadata=None, gain
     )
 
 
+def queries(path: Path, rows, *, size_wh=(32, 32)) -> Path:
+    """Write a graph of RT-DETR's kind, with a second input that its boxes are scaled to.
+
+    Args:
+        rows: [(x1, y1, x2, y2 in 0..1, label, score)]; found in every picture.
+    """
+    width, height = size_wh
+    table = np.array(rows, np.float32)
+    count, floats, whole = len(table), TensorProto.FLOAT, TensorProto.INT64
+    return save(
+        path,
+        [
+            # A zero that depends on the picture gives everything its batch axis.
+            helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+            helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+            helper.make_node("Unsqueeze", ["nothing", "last"], ["column"]),
+            helper.make_node("Unsqueeze", ["column", "last2"], ["cube"]),
+            helper.make_node("Add", ["column", "table_scores"], ["scores"]),
+            helper.make_node("Cast", ["column"], ["whole"], to=whole),
+            helper.make_node("Add", ["whole", "table_labels"], ["labels"]),
+            helper.make_node("Cast", ["orig_target_sizes"], ["sizes"], to=floats),
+            helper.make_node("Concat", ["sizes", "sizes"], ["twice"], axis=1),
+            helper.make_node("Unsqueeze", ["twice", "last"], ["scale"]),
+            helper.make_node("Add", ["cube", "table_boxes"], ["part"]),
+            helper.make_node("Mul", ["part", "scale"], ["boxes"]),
+        ],
+        [
+            helper.make_tensor_value_info("images", floats, ["n", 3, height, width]),
+            helper.make_tensor_value_info("orig_target_sizes", whole, ["n", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("labels", whole, ["n", count]),
+            helper.make_tensor_value_info("boxes", floats, ["n", count, 4]),
+            helper.make_tensor_value_info("scores", floats, ["n", count]),
+        ],
+        {
+            "zero": np.zeros((), np.float32),
+            "last": np.array([1], np.int64),
+            "last2": np.array([2], np.int64),
+            "table_boxes": table[None, :, :4],
+            "table_labels": table[None, :, 4].astype(np.int64),
+            "table_scores": table[None, :, 5],
+        },
+    )
+
+
 def many_outputs(path: Path) -> Path:
     """Write a graph whose outputs differ in every way: the input itself, a scalar, flags, rows.
 

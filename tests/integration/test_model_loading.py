@@ -17,7 +17,7 @@ from stages.nms import NmsConfig, NmsStage
 from stages.preprocess import PreprocessConfig, PreprocessStage
 from tests.contracts.check_stage import check_stage
 from tests.helpers.models import frames
-from tests.helpers.onnx_models import channel_means, detector, rackfocus_metadata
+from tests.helpers.onnx_models import channel_means, detector, queries, rackfocus_metadata
 
 # cx, cy, w, h, objectness, two classes; 32x32 input.
 ROWS = [[16, 8, 8, 4, 1.0, 0.9, 0.0], [8, 20, 8, 8, 1.0, 0.0, 0.75]]
@@ -260,3 +260,26 @@ def _iou(a, b):
     h = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(w, 0) * max(h, 0)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_graph_that_asks_for_the_picture_s_size_gets_that_of_its_input(tmp_path, backend, batch):
+    path = queries(tmp_path / "rtdetr.onnx", [(0.25, 0.5, 0.75, 1.0, 16, 0.9)], size_wh=(64, 32))
+    model = load(path, backend=backend, device="cpu", batch=batch)
+    assert model.decoder.kind == "detr"
+    stages = chain(model)
+    for stage in stages:
+        stage.open(RunContext())
+    items = frames(batch, size_wh=(200, 100))
+    for stage in stages:
+        items = stage.process(items)
+    for frame in items:
+        found = frame.detections
+        assert found.xyxy.tolist() == [[50, 50, 150, 100]]
+        assert (found.class_id[0], found.score[0]) == (16, pytest.approx(0.9))
+    for stage in stages:
+        stage.close()
+    model.open()
+    assert [info.name for info in model.backend.inputs] == ["images"], "also after opening again"
+    model.close()
