@@ -17,10 +17,12 @@ class LiveClock:
 
     Args:
         time_base: seconds per tick.
+        live: pts cannot leap ahead of the time that has passed; in a recording they can.
     """
 
-    def __init__(self, time_base: Fraction) -> None:
+    def __init__(self, time_base: Fraction, *, live: bool = True) -> None:
         self.time_base = time_base
+        self._live = live
         self._offset = 0
         self._last: int | None = None
         self._last_ns = 0
@@ -36,7 +38,9 @@ class LiveClock:
             arrival = last + max(1, round(waited / self.time_base))
             placed = arrival if pts is None else pts + self._offset
             ahead_s = (placed - arrival) * self.time_base
-            if pts is not None and (placed <= last - self._ticks(1) or ahead_s > _JUMP_S):
+            if pts is not None and (
+                placed <= last - self._ticks(1) or (self._live and ahead_s > _JUMP_S)
+            ):
                 self._offset = arrival - pts
                 placed, jumped = arrival, True
             elif placed <= last:

@@ -122,7 +122,7 @@ class NetworkSource(Source):
             f"{self.name}: {facts['codec']} {first.width}x{first.height}, "
             f"{float(facts['rate_hz'] or 0):g} fps announced"
         )
-        self._clock = LiveClock(facts["time_base"])
+        self._clock = LiveClock(facts["time_base"], live=live)
         return StreamInfo(
             name=self.name,
             uri=self._url,

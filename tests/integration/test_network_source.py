@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import random
 import socket
 import subprocess
 import threading
@@ -164,6 +166,67 @@ def test_a_frozen_server_is_noticed_and_left_and_found_again(rtsp):
     server.thaw()
     frames_until(source, epoch(1))
     source.close()
+
+
+@needs_rtsp
+def test_rtsp_over_udp(rtsp):
+    source = network(rtsp().url, transport="udp")
+    source.open(RunContext())
+    frames, _ = read_all(source, limit=15)
+    source.close()
+    numbers = [read_number(f.image) for f in frames]
+    assert all(0 < (b - a) % 50 < 10 for a, b in itertools.pairwise(numbers))
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "tcp"])
+def test_a_server_that_sends_garbage_is_an_error_and_no_crash(scheme):
+    def babble():
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = server.accept()
+                with caller:
+                    caller.sendall(random.Random(1).randbytes(200_000))
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        thread = threading.Thread(target=babble, daemon=True)
+        thread.start()
+        source = network(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/x", open_timeout_s=1)
+        with pytest.raises(SourceError):
+            source.open(RunContext())
+        source.close()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(2)
+
+
+def test_a_clock_that_jumps_back_is_a_discontinuity_and_times_go_on(clips, tmp_path):
+    parts = []
+    for number in range(2):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(clips[0])) as clip, av.open(str(part), "w", format="mpegts") as out:
+            stream = out.add_stream_from_template(clip.streams.video[0])
+            for packet in clip.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        parts.append(part.read_bytes())
+    (tmp_path / "twice.ts").write_bytes(b"".join(parts))
+    with http_server(folder_handler(tmp_path)) as base:
+        # Read as a recording, so that no picture gives way; the clock is the same.
+        source = network(f"{base}/twice.ts", live=False)
+        source.open(RunContext())
+        frames, _ = read_all(source)
+        source.close()
+    stamps = [f.time.pts for f in frames]
+    assert all(b > a for a, b in itertools.pairwise(stamps))
+    numbers = [read_number(f.image) for f in frames]
+    assert numbers[:50] == list(range(50))
+    assert numbers[-1] == 49
+    assert len(numbers) > 90
+    jumps = [k for k, f in enumerate(frames) if f.discontinuity]
+    assert len(jumps) == 1
+    assert numbers[jumps[0]] < numbers[jumps[0] - 1]
 
 
 @needs_rtsp

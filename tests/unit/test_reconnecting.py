@@ -270,3 +270,9 @@ def test_stamps_of_live_streams_become_increasing_without_waiting(
     placed = [clock.place(p, int(s * 1e9)) for p, s in zip(stamps, arrivals_s, strict=True)]
     assert [pts for pts, _, _ in placed] == expected
     assert [k for k, (_, _, jumped) in enumerate(placed) if jumped] == jumps
+
+
+def test_in_a_recording_a_long_pause_is_real():
+    clock = LiveClock(BASE, live=False)
+    placed = [clock.place(pts, 0) for pts in (0, 9_000_000, 9_003_000)]
+    assert placed == [(0, False, False), (9_000_000, False, False), (9_003_000, False, False)]
