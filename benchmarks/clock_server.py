@@ -26,7 +26,7 @@ BITS = 32
 TEMPLATES = 8
 LAUNCH = (
     "( appsrc name=src is-live=true format=time do-timestamp=true max-bytes=3000000 "
-    "! x264enc tune=zerolatency speed-preset=ultrafast bitrate=6000 key-int-max=60 threads=1 "
+    "! x264enc tune=zerolatency speed-preset=ultrafast bitrate=6000 key-int-max={rate} threads=1 "
     "! rtph264pay name=pay0 pt=96 config-interval=1 )"
 )
 
@@ -43,7 +43,7 @@ class Clock(GstRtspServer.RTSPMediaFactory):
         self.templates = [os.urandom(size).translate(table) for _ in range(TEMPLATES)]
         self.chroma = bytes([128]) * (size // 2)
         self.set_shared(True)
-        self.set_launch(LAUNCH)
+        self.set_launch(LAUNCH.format(rate=2 * rate))
 
     def do_configure(self, media: GstRtspServer.RTSPMedia) -> None:
         """Start feeding: called by the server when the first viewer comes."""
@@ -88,7 +88,8 @@ def main() -> None:
     server = GstRtspServer.RTSPServer()
     server.set_service(port)
     server.get_mount_points().add_factory("/live", Clock(width, height, rate))
-    server.attach(None)
+    if not server.attach(None):
+        sys.exit(f"port {port} is taken")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     GLib.MainLoop().run()
