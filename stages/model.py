@@ -52,6 +52,8 @@ class LoadedModel:
         self.decoder = recognised.decoder
         self.preprocessing: Preprocessing = recognised.preprocessing
         self.class_names = recognised.class_names
+        self.options = recognised.options
+        """Of the decoder."""
         self.reason = recognised.reason
         self.sha256 = _sha256(path)
         self.metadata = _own_metadata(backend.metadata)

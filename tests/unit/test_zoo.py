@@ -98,8 +98,8 @@ def test_the_commands_have_their_arguments():
     assert (name, given.name, given.out, given.weights) == ("export", "ssd300", "x.onnx", "random")
     name, given = parse(["verify", "x.onnx"], "run.py")
     assert (name, given.file, given.weights, given.frames) == ("verify", "x.onnx", None, None)
-    with pytest.raises(UsageError, match="int8"):
-        parse(["export", "ssd300", "--precision", "int8"], "run.py")
+    with pytest.raises(UsageError, match="'fp32', 'fp16', 'int8'"):
+        parse(["export", "ssd300", "--precision", "int4"], "run.py")
 
 
 def test_a_failed_certificate_is_a_failed_run():
