@@ -1,8 +1,8 @@
 """The certificate of loss: how far a file with smaller numbers is from the float32 it came from.
 
 Both see the same pictures through the preprocessing, decoder and NMS of a run. Compared is what a
-user sees; the loss is a share, 0 where every detection is found by both. Pure apart from running
-the two.
+user sees: boxes with class and score, or class maps; masks and keypoints are not. The loss is a
+share, 0 where every detection is found by both. Pure apart from running the two.
 """
 
 from __future__ import annotations
