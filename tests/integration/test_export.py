@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from exporters import command, onnx_export  # noqa: E402 - after the skip
+from exporters.answers import torch_run  # noqa: E402 - after the skip
 from exporters.cards import card_of  # noqa: E402 - after the skip
 from exporters.certificate import certify  # noqa: E402 - after the skip
 from exporters.frames import pictures  # noqa: E402 - after the skip
 from exporters.outcome import MATCH_IOU  # noqa: E402 - after the skip
+from exporters.verify import verify_file  # noqa: E402 - after the skip
 from exporters.weights import build, one_thread, read_checkpoint  # noqa: E402 - after the skip
 from exporters.zoo import ZOO, find  # noqa: E402 - after the skip
 from models import torchvision_raw  # noqa: E402 - after the skip
@@ -53,7 +55,7 @@ def export(name, path, **given):
 
 def verify(path, **given):
     lines = []
-    command.verify_file(str(path), **{"weights": None, "frames": None, **given}, say=lines.append)
+    verify_file(str(path), **{"weights": None, "frames": None, **given}, say=lines.append)
     return "\n".join(lines)
 
 
@@ -220,7 +222,7 @@ def test_results_are_compared_beyond_tensors(nano):
     """Boxes that are lost, moved or renamed are told with their picture."""
     with one_thread():
         network, _ = build(find("yolox-nano"), "random")
-    honest = command.torch_run(network, ("output",))
+    honest = torch_run(network, ("output",))
     model = load_model(InferConfig(model=str(nano[0]), device="cpu"), lambda _: None)
 
     def without_best(batch):
@@ -309,7 +311,7 @@ def test_our_preprocessing_and_nms_find_what_torchvision_finds(tmp_path):
     with torch.no_grad():
         (theirs,) = inner([rgb])
     graph = onnx_export.to_graph(
-        network, command._example(entry, image)[:1], entry.outputs, legacy=True, dynamic_batch=False
+        network, command.example(entry, image)[:1], entry.outputs, legacy=True, dynamic_batch=False
     )
     path = tmp_path / "x.onnx"
     card = card_of(entry, "Apache-2.0")

@@ -103,8 +103,8 @@ def test_the_commands_have_their_arguments():
     name, given = parse(["models", "pull", "ssd300", "fcos", "--overwrite"], "run.py")
     assert (name, given.action, given.names) == ("models", "pull", ["ssd300", "fcos"])
     assert given.overwrite
-    with pytest.raises(UsageError, match="int8"):
-        parse(["export", "ssd300", "--precision", "int8"], "run.py")
+    with pytest.raises(UsageError, match="'fp32', 'fp16', 'int8'"):
+        parse(["export", "ssd300", "--precision", "int4"], "run.py")
 
 
 def test_a_failed_certificate_is_a_failed_run():
