@@ -189,7 +189,7 @@ ZOO: Final[Mapping[str, Entry]] = {
             parameters=32_269_600,
             official=_torchvision("fcos_resnet50_fpn_coco-99b0c9b7.pth"),
             lively={
-                "*.classification_head.cls_logits": (-7.0, 1.0),
+                "*.classification_head.cls_logits": (-6.0, 1.0),
                 "*.regression_head.bbox_ctrness": (0.0, 1.0),
                 "*.regression_head.bbox_reg": (4.0, 1.0),
             },
