@@ -229,22 +229,6 @@ def test_masks_and_keypoints_are_those_that_torchvision_gives(name, masks):
         assert (painted & expected).sum() >= MASK_IOU * (painted | expected).sum()
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "known", "scored"),
-    [
-        ("yolox-nano", ("cat", "dog"), ("cat", "dog"), 2),
-        ("ssdlite320", ("cat", "dog"), ("cat", "dog"), 3),
-        ("retinanet", ("cat",), ("__background__", "cat"), 2),
-        ("maskrcnn", ("background", "cat"), ("__background__", "cat"), 2),
-        ("lraspp", ("road", "sky"), ("road", "sky"), 2),
-    ],
-)
-def test_class_names_of_a_checkpoint_are_those_of_the_network(name, given, known, scored):
-    entry = find(name).named(given)
-    assert (entry.class_names, entry.network_classes) == (known, scored)
-    assert entry.named(entry.class_names) == entry
-
-
 def test_a_checkpoint_for_other_classes_says_what_it_lacks(masks, tmp_path):
     entry = find("maskrcnn-mobilenet")
     state = read_checkpoint(masks[0]).state
