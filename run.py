@@ -195,6 +195,9 @@ def _export(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             say=print,
             progress=progress,
+            precision=arguments.precision,
+            data=arguments.data,
+            max_loss=arguments.max_loss,
         )
     return 0
 
@@ -208,9 +211,15 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from exporters.command import verify_file
+    from exporters.verify import verify_file
 
-    verify_file(arguments.file, weights=arguments.weights, frames=arguments.frames, say=print)
+    verify_file(
+        arguments.file,
+        weights=arguments.weights,
+        frames=arguments.frames,
+        fp32=arguments.fp32,
+        say=print,
+    )
     return 0
 
 

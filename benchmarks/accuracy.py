@@ -21,11 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.classes import ClassMatch, match_classes
-from benchmarks.coco import Accuracy, Truth, measure
 from benchmarks.detector import Detector
-from benchmarks.labelled import Labelled
-from benchmarks.layouts import read_labelled
+from exporters.accuracy.classes import ClassMatch, match_classes
+from exporters.accuracy.coco import Accuracy, Truth, measure
+from exporters.accuracy.labelled import Labelled
+from exporters.accuracy.layouts import read_labelled
 from pipeline.detections import Detections
 from pipeline.errors import RackfocusError, SourceError
 from stages.sources.images import read_picture

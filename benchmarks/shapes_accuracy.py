@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from benchmarks.coco import Accuracy, Truth, measure
 from benchmarks.detector import Detector
+from exporters.accuracy.coco import Accuracy, Truth, measure
 from models.train.shapes_data import TRAIN_SEED
 from pipeline.errors import RackfocusError, UsageError
 from pipeline.frame import Frame

@@ -55,6 +55,12 @@ def check_card(path: Path, entry: Entry, stated: Mapping[str, Any]) -> None:
         raise ParityError(f"{path} is no {entry.name} as it is exported here\n" + "\n".join(wrong))
 
 
+def precision_of(stated: Mapping[str, Any]) -> str:
+    """Return fp32, fp16 or int8: what the numbers of a file are, by its card."""
+    export = stated.get("export")
+    return str(export.get("precision", "fp32")) if isinstance(export, dict) else "fp32"
+
+
 def short(value: object) -> str:
     """Return a value for a message."""
     text = str(value)

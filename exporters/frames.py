@@ -1,7 +1,7 @@
 """Pictures to compare an exported model with its network on.
 
 From a clip, a folder of pictures or the synthetic scene; and always some that have gone wrong for
-others: nothing to see at all, objects cut by an edge, a second picture size. One thread.
+others: nothing to see but noise, objects cut by an edge, a second picture size. One thread.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from pipeline.frame import U8
 SYNTHETIC: Final = "synthetic:shapes"
 _COUNT: Final = 4
 """Pictures taken as they are."""
+_MANY: Final = 32
+"""The same where ranges are measured, on half of them, and what is lost, on the others."""
 _APART: Final = 15
 """Frames of a clip between two that are taken: neighbours hardly differ."""
 _SEED: Final = 910_000
 """First scene seed; training draws from 1 000 000, its evaluation below 500."""
 _SIZE_WH: Final = (1280, 720)
 _SECONDS_APART: Final = 7.3
+_NOISE: Final = 4.0
+"""Standard deviation, of 255."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,42 +50,56 @@ def pictures(where: str | None) -> tuple[Picture, ...]:
         UsageError: nothing there can be read as pictures.
         SourceError: the clip cannot be opened.
     """
-    chosen = _synthetic() if where is None else _given(where)
+    chosen = _chosen(where, _COUNT)
     return (*chosen, *_hard_cases(chosen[0]))
 
 
-def _synthetic() -> tuple[Picture, ...]:
+def halves(where: str | None) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
+    """Return pictures to measure ranges on, and others, with the hard cases, to judge by.
+
+    Args and errors are those of `pictures`. Where there is one picture only, it is in both.
+    """
+    chosen = _chosen(where, _MANY)
+    judged = chosen[1::2] or chosen
+    return chosen[::2], (*judged, *_hard_cases(judged[0]))
+
+
+def _chosen(where: str | None, count: int) -> tuple[Picture, ...]:
+    return _synthetic(count) if where is None else _given(where, count)
+
+
+def _synthetic(count: int) -> tuple[Picture, ...]:
     from stages.sources.scenes import ShapesScene
 
     drawn = []
-    for k in range(_COUNT):
+    for k in range(count):
         scene = ShapesScene(_SEED + k, _SIZE_WH, 10)
         drawn.append(Picture(f"scene {_SEED + k}", scene.draw(k, k * _SECONDS_APART)[0]))
     return tuple(drawn)
 
 
-def _given(where: str) -> tuple[Picture, ...]:
+def _given(where: str, count: int) -> tuple[Picture, ...]:
     path = Path(where).expanduser()
     if not path.exists():
         raise UsageError(f"--frames: there is no {where}; give a video or a folder of pictures")
-    found = tuple(_from_folder(path) if path.is_dir() else _from_clip(path))
+    found = tuple(_from_folder(path, count) if path.is_dir() else _from_clip(path, count))
     if not found:
         raise UsageError(f"--frames: no picture could be read from {where}")
     return found
 
 
-def _from_folder(path: Path) -> Iterator[Picture]:
+def _from_folder(path: Path, count: int) -> Iterator[Picture]:
     from stages.sources.images import find_pictures, read_picture
 
     files = find_pictures(str(path))
-    step = max(1, len(files) // _COUNT)
-    for file in files[::step][:_COUNT]:
+    step = max(1, len(files) // count)
+    for file in files[::step][:count]:
         image = read_picture(file)
         if image is not None:
             yield Picture(file.name, image)
 
 
-def _from_clip(path: Path) -> Iterator[Picture]:
+def _from_clip(path: Path, count: int) -> Iterator[Picture]:
     from pipeline.frame import Frame
     from pipeline.stage import RunContext
     from stages.sources.file import FileConfig, FileSource
@@ -89,7 +107,7 @@ def _from_clip(path: Path) -> Iterator[Picture]:
     source = FileSource(FileConfig(path=str(path)), path.stem)
     source.open(RunContext())
     try:
-        for number in range(_COUNT * _APART):
+        for number in range(count * _APART):
             got = source.read(1.0)
             if not isinstance(got, Frame):
                 break
@@ -105,5 +123,9 @@ def _hard_cases(first: Picture) -> Iterator[Picture]:
     halves = {"left": first.image[:, : -(-width // 2)], "bottom": first.image[height // 2 :]}
     for side, image in halves.items():
         yield Picture(f"{first.name}, {side} half", np.ascontiguousarray(image))
+    # As a camera sees them: with noise. In a picture of one value every place scores the same, and
+    # which of a thousand equal boxes a detector keeps says nothing about it.
+    random = np.random.default_rng(_SEED)
     for name, value in (("gray", 114), ("black", 0)):
-        yield Picture(name, np.full((480, 640, 3), value, np.uint8))
+        noise = random.normal(value, _NOISE, (480, 640, 3))
+        yield Picture(name, noise.round().clip(0, 255).astype(np.uint8))

@@ -30,18 +30,24 @@ def partners(mine: Boxes, others: Boxes) -> tuple[NDArray[np.intp], NDArray[np.f
     (box, score, kind), (boxes, scores, kinds) = mine, others
     if not len(boxes):
         return np.zeros(len(box), np.intp), np.zeros(len(box))
-    one, other = box.astype(np.float64)[:, None], boxes.astype(np.float64)[None]
-    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=2)
-    areas = np.prod(one[..., 2:] - one[..., :2], axis=2)
-    areas = areas + np.prod(other[..., 2:] - other[..., :2], axis=2)
-    iou = shared / np.maximum(areas - shared, 1e-12)
+    iou = box_ious(box, boxes)
     # Slivers at an edge have no IoU worth the name; they are the same where they lie the same.
-    iou[np.abs(one - other).max(axis=2) <= SAME_PX] = 1
+    iou[np.abs(box.astype(np.float64)[:, None] - boxes).max(axis=2) <= SAME_PX] = 1
     iou[kind[:, None] != kinds] = 0
     iou[np.abs(score[:, None] - scores) > SCORE_TOLERANCE] = 0
     best = iou.argmax(axis=1)
     return best, iou[np.arange(len(box)), best]
+
+
+def box_ious(boxes: F32, others: F32) -> NDArray[np.float64]:
+    """Return the (n, m) IoU of (n, 4) and (m, 4) xyxy; 0 of boxes without an area."""
+    one, other = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
+    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=2)
+    areas = np.prod(one[..., 2:] - one[..., :2], axis=2)
+    areas = areas + np.prod(other[..., 2:] - other[..., :2], axis=2)
+    iou: NDArray[np.float64] = shared / np.maximum(areas - shared, 1e-12)
+    return iou
 
 
 def mask_iou(one: Mask, other: Mask) -> float:

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from exporters.cards import card_of, check_card, short
+from exporters.cards import card_of, check_card, precision_of, short
 from exporters.download import Progress
 from exporters.entry import Entry
 from exporters.onnx_export import describe
@@ -128,6 +128,11 @@ class ZooNetworks:
         stated = read_card(path)
         check_seal(path, {KEY: json.dumps(stated)})
         entry = ZOO.get(str(stated.get("name")))
+        if (precision := precision_of(stated)) != "fp32":
+            raise ModelError(
+                f"the file is {precision}, and the backend torch would run the float32 network "
+                f"that it came from: {_OTHER}, or give that network's name"
+            )
         if entry is None:
             named = f"names '{stated['name']}'" if "name" in stated else "names none"
             raise ModelError(

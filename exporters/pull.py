@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from exporters.command import Say, export_model, missing_package
+from exporters.answers import Say
+from exporters.command import export_model
 from exporters.download import fetch, is_cached
 from exporters.entry import Published
+from exporters.requirements import TRACING, missing
 from exporters.zoo import find
 from pipeline.errors import ModelError, RackfocusError, UsageError
 from stages.decoders.seal import DIGEST, digest, read_card
@@ -70,10 +72,10 @@ def _pull(name: str, published: Published, *, overwrite: bool, say: Say, bar: Ba
         say(f"{name}: {published.url}")
     with bar() as progress:
         weights = fetch(published.url, published.sha256, progress=progress)
-    missing = missing_package()
-    if missing is not None:
+    lacking = missing(TRACING)
+    if lacking is not None:
         raise UsageError(
-            f"{name}: the weights are kept at {weights}; to make a model of them, {missing} "
+            f"{name}: the weights are kept at {weights}; to make a model of them, {lacking} "
             'is needed, which is not installed: pip install -e ".[torch]", then pull again'
         )
     try:

@@ -55,6 +55,8 @@ class LoadedModel:
         self.decoder = recognised.decoder
         self.preprocessing: Preprocessing = recognised.preprocessing
         self.class_names = recognised.class_names
+        self.options = recognised.options
+        """Of the decoder."""
         self.reason = recognised.reason
         self.sha256 = sha256
         """Of the file, or of the weights where a network runs without one."""

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pycocotools")
 
 from benchmarks import accuracy
-from benchmarks.layouts import read_labelled
+from exporters.accuracy.layouts import read_labelled
 from tests.helpers.average_precision import mean_average_precision
 from tests.helpers.reference import Reference
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from benchmarks.coco import Truth, measure
+from exporters.accuracy.coco import Truth, measure
 from pipeline.detections import Detections
 from pipeline.errors import UsageError
 from tests.helpers.average_precision import mean_average_precision

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from benchmarks.layouts import read_labelled
+from exporters.accuracy.layouts import read_labelled
 from pipeline.errors import SourceError, UsageError
 from stages.decoders.names import COCO_80
 from stages.sources.scenes import CLASS_NAMES

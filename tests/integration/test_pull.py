@@ -10,7 +10,7 @@ import json
 import pytest
 
 import run
-from exporters import command, zoo
+from exporters import requirements, zoo
 from stages.decoders.seal import read_card
 from tests.helpers.file_server import file_server
 
@@ -49,14 +49,14 @@ def files(home):
 
 @pytest.fixture
 def no_torch(monkeypatch):
-    real = command.importlib.import_module
+    real = requirements.importlib.import_module
 
     def refuse(name, *rest):
         if name == "torch":
             raise ImportError(name)
         return real(name, *rest)
 
-    monkeypatch.setattr(command.importlib, "import_module", refuse)
+    monkeypatch.setattr(requirements.importlib, "import_module", refuse)
 
 
 @pytest.mark.needs_torch

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from benchmarks.coco import measure
 from benchmarks.shapes_accuracy import shapes_accuracy, true_shapes, unseen_frames
+from exporters.accuracy.coco import measure
 from pipeline.detections import Detections
 from stages.model_files import resolve_model
 from stages.sources.scenes import CLASS_NAMES

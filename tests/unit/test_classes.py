@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from benchmarks.classes import match_classes
-from benchmarks.coco import Truth
-from benchmarks.labelled import Labelled, LabelledPicture
+from exporters.accuracy.classes import match_classes
+from exporters.accuracy.coco import Truth
+from exporters.accuracy.labelled import Labelled, LabelledPicture
 from pipeline.detections import Detections
 from pipeline.errors import UsageError
 from stages.decoders.names import COCO_80, COCO_90, COCO_91, VOC_20

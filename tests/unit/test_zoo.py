@@ -37,6 +37,22 @@ def test_the_first_class_is_a_person_where_each_family_has_it():
         assert (entry.options.get("background") is True) == (name == "ssd300"), name
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "known", "scored"),
+    [
+        ("yolox-nano", ("cat", "dog"), ("cat", "dog"), 2),
+        ("ssdlite320", ("cat", "dog"), ("cat", "dog"), 3),
+        ("retinanet", ("cat",), ("__background__", "cat"), 2),
+        ("maskrcnn", ("background", "cat"), ("__background__", "cat"), 2),
+        ("lraspp", ("road", "sky"), ("road", "sky"), 2),
+    ],
+)
+def test_class_names_of_a_checkpoint_are_those_of_the_network(name, given, known, scored):
+    entry = zoo.find(name).named(given)
+    assert (entry.class_names, entry.network_classes) == (known, scored)
+    assert entry.named(entry.class_names) == entry
+
+
 def test_normalising_is_that_of_torchvision():
     form = zoo.find("retinanet").preprocessing
     pixel = np.array([0.0, 128.0, 255.0])
@@ -103,8 +119,8 @@ def test_the_commands_have_their_arguments():
     name, given = parse(["models", "pull", "ssd300", "fcos", "--overwrite"], "run.py")
     assert (name, given.action, given.names) == ("models", "pull", ["ssd300", "fcos"])
     assert given.overwrite
-    with pytest.raises(UsageError, match="int8"):
-        parse(["export", "ssd300", "--precision", "int8"], "run.py")
+    with pytest.raises(UsageError, match="'fp32', 'fp16', 'int8'"):
+        parse(["export", "ssd300", "--precision", "int4"], "run.py")
 
 
 def test_a_failed_certificate_is_a_failed_run():

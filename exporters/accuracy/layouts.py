@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.labelled import Labelled, LabelledPicture
+from exporters.accuracy.labelled import Labelled, LabelledPicture
 from pipeline.errors import SourceError, UsageError
 from pipeline.yamlfile import load_yaml
 from stages.decoders.names import COCO_80
@@ -152,9 +152,9 @@ def _yolo_names(
     if len(used) >= _SURELY_COCO and max(used) < len(COCO_80):
         return COCO_80, f"COCO ({len(used)} of its 80 ids occur, and no other)"
     raise UsageError(
-        f"--data {data}: nothing says what its {len(used)} classes are called: give --names FILE "
-        f"(one name a line, or YAML with 'names'), put one of {', '.join(NAME_FILES)} there, or "
-        "say --names coco for COCO's 80"
+        f"--data {data}: nothing says what its {len(used)} classes are called: put one of "
+        f"{', '.join(NAME_FILES)} there (one name a line, or YAML with 'names'), or give "
+        "benchmarks.accuracy --names FILE, or --names coco for COCO's 80"
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.coco import F64, Truth
+from exporters.accuracy.coco import F64, Truth
 from pipeline.detections import I64, Bits
 from pipeline.errors import SourceError
 

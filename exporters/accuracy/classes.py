@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.coco import Truth
-from benchmarks.labelled import Labelled
+from exporters.accuracy.coco import Truth
+from exporters.accuracy.labelled import Labelled
 from pipeline.detections import I64, Detections
 from pipeline.errors import UsageError
 
