@@ -198,6 +198,7 @@ def _export(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             data=arguments.data,
             max_loss=arguments.max_loss,
+            runtimes=arguments.runtimes,
         )
     return 0
 

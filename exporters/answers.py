@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 """Told a line for the user."""
 
+RUNTIMES: Final[Mapping[str, tuple[str, str]]] = {
+    "onnx cpu": ("onnx", "cpu"),
+    "openvino cpu": ("openvino", "cpu"),
+    "onnx cuda": ("onnx", "cuda"),
+}
+"""What a file may be certified on, by name: backend and device. The first always is."""
+FIRST_RUNTIME: Final = next(iter(RUNTIMES))
 _SHOWN: Final = 12
 """Lines of a table of differences; the number of the others is said."""
 
@@ -37,23 +44,28 @@ def torch_run(network: nn.Module, names: tuple[str, ...]) -> Run:
     return run
 
 
-def load(path: Path, batch: int = 1) -> LoadedModel:
-    """Open a file as a run does, on the CPU.
+def load(path: Path, batch: int = 1, runtime: str = FIRST_RUNTIME) -> LoadedModel:
+    """Open a file as a run does.
 
     Raises:
-        ModelError: it is no model, is not recognised, or is not the one that was certified.
+        ModelError: it is no model, is not recognised, is not the one that was certified, or the
+            runtime is not there.
     """
     from stages.infer import InferConfig
     from stages.model import load_model
 
-    return load_model(InferConfig(model=str(path), device="cpu", batch=batch), lambda _: None)
+    backend, device = RUNTIMES[runtime]
+    config = {"model": str(path), "backend": backend, "device": device, "batch": batch}
+    return load_model(InferConfig.model_validate(config), lambda _: None)
 
 
-def compare(path: Path, entry: Entry, run: Run, frames: str | None) -> Outcome:
-    """Compare a float32 file with its network on the pictures of `frames`."""
+def compare(
+    path: Path, entry: Entry, run: Run, frames: str | None, runtime: str = FIRST_RUNTIME
+) -> Outcome:
+    """Compare a float32 file, run by `runtime`, with its network on the pictures of `frames`."""
     from exporters.certificate import BATCHES, certify
 
-    model = load(path, max(BATCHES) if entry.dynamic_batch else 1)
+    model = load(path, max(BATCHES) if entry.dynamic_batch else 1, runtime)
     try:
         return certify(
             run,

@@ -7,14 +7,14 @@ thread.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporters import onnx_export
-from exporters.answers import Say, compare, load, table, torch_run
+from exporters.answers import FIRST_RUNTIME, Say, compare, load, table, torch_run
 from exporters.cards import card_of
 from exporters.frames import SYNTHETIC, pictures
 from exporters.reduced import Wanted, write_reduced
@@ -39,6 +39,7 @@ def export_model(
     precision: str = "fp32",
     data: Path | None = None,
     max_loss: float | None = None,
+    runtimes: Sequence[str] = (),
 ) -> Path:
     """Write a certified ONNX file and return its path.
 
@@ -53,6 +54,8 @@ def export_model(
         precision: fp32, fp16 or int8.
         data: labelled pictures, to measure the accuracy on; fp16 and int8 only.
         max_loss: the most that may be lost, see `reduced.Wanted`; fp16 and int8 only.
+        runtimes: names of `answers.RUNTIMES` to certify on besides ONNX Runtime on the CPU; fp32
+            only.
 
     Raises:
         ParityError: the file does not answer like the network, or lost more than allowed; nothing
@@ -67,6 +70,8 @@ def export_model(
         out or (f"{stem}.onnx" if precision == "fp32" else f"{stem}-{precision}.onnx"),
         overwrite=overwrite,
     )
+    if precision != "fp32" and runtimes:
+        raise UsageError("--runtime is for --precision fp32: what fp16 and int8 lose differs by it")
     need(CONVERTING if from_file else TRACING)
     wanted = Wanted(precision, frames, data, max_loss)
     if from_file:
@@ -76,7 +81,7 @@ def export_model(
 
     with one_thread():
         if precision == "fp32":
-            _export(find(name), path, weights, frames, say, progress)
+            _export(find(name), path, weights, frames, say, progress, runtimes)
             return path
         with tempfile.TemporaryDirectory(prefix="rackfocus-") as folder:
             whole = Path(folder) / f"{name}.onnx"
@@ -116,6 +121,7 @@ def _export(
     frames: str | None,
     say: Say,
     progress: Progress | None,
+    runtimes: Sequence[str] = (),
 ) -> None:
     from exporters.weights import OFFICIAL, build
 
@@ -145,13 +151,17 @@ def _export(
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_bytes(seal(graph, draft))
-        outcome = compare(part, entry, torch_run(network, entry.outputs), frames)
-        if not outcome.holds:
-            raise ParityError(
-                f"{path.name}: the exported file does not answer like the network; nothing was "
-                f"written\n{table(outcome.problems)}"
-            )
-        part.write_bytes(seal(graph, {**draft, "parity": outcome.facts()}))
+        run = torch_run(network, entry.outputs)
+        outcomes = {}
+        for runtime in dict.fromkeys([FIRST_RUNTIME, *runtimes]):
+            outcomes[runtime] = compare(part, entry, run, frames, runtime)
+            if not outcomes[runtime].holds:
+                raise ParityError(
+                    f"{path.name}: the exported file does not answer like the network ({runtime}); "
+                    f"nothing was written\n{table(outcomes[runtime].problems)}"
+                )
+        parity = {**outcomes[FIRST_RUNTIME].facts(), "runtimes": list(outcomes)}
+        part.write_bytes(seal(graph, {**draft, "parity": parity}))
         load(part).close()
         part.replace(path)
     except OSError as error:
@@ -159,8 +169,10 @@ def _export(
     finally:
         part.unlink(missing_ok=True)
     say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, certificate:")
-    for line in outcome.lines():
-        say(line)
+    for runtime, outcome in outcomes.items():
+        say(f"  {runtime}")
+        for line in outcome.lines():
+            say(line)
 
 
 def example(entry: Entry, image: Any) -> Any:  # noqa: ANN401 - NumPy arrays

@@ -11,19 +11,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from exporters.answers import Say, compare, load, table, torch_run
+from exporters.answers import FIRST_RUNTIME, Say, compare, load, table, torch_run
 from exporters.cards import check_card, short
 from exporters.frames import halves
 from exporters.loss import Answer, Loss, frames_sha256, measure_loss
 from exporters.reduced import read_otherwise
 from exporters.requirements import CONVERTING, TRACING, missing
 from exporters.zoo import ZOO, Entry
-from pipeline.errors import ModelError, ParityError, UsageError
+from pipeline.errors import DeviceError, ModelError, ParityError, UsageError
 from stages.decoders.seal import SealError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from exporters.certificate import Run
     from stages.model import LoadedModel
 
 LOSS_TOLERANCE: Final = 0.01
@@ -103,12 +104,24 @@ def verify_file(
         if origin is not None:
             _check_loss(path, stated, lambda t: run(t[None]), frames, say)
             return
-        outcome = compare(path, entry, run, frames)
+        for runtime in stated["parity"].get("runtimes", (FIRST_RUNTIME,)):
+            _check_runtime(path, entry, run, frames, runtime, say)
+
+
+def _check_runtime(
+    path: Path, entry: Entry, run: Run, frames: str | None, runtime: str, say: Say
+) -> None:
+    try:
+        outcome = compare(path, entry, run, frames, runtime)
+    except DeviceError as error:
+        say(f"  {runtime} not compared: {error}")
+        return
     if not outcome.holds:
         raise ParityError(
-            f"{path}: the file does not answer like the network\n{table(outcome.problems)}"
+            f"{path}: the file does not answer like the network ({runtime})\n"
+            f"{table(outcome.problems)}"
         )
-    say("  the numbers hold:")
+    say(f"  the numbers hold ({runtime}):")
     for line in outcome.lines():
         say(line)
 

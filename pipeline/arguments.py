@@ -130,6 +130,14 @@ def _export_arguments(parser: _Parser) -> None:
         " or with --data drop in mAP50-95 (0.005, 0.03)",
     )
     add("--data", type=Path, metavar="DIR", help="labelled pictures to measure mAP on")
+    add(
+        "--runtime",
+        dest="runtimes",
+        action="append",
+        default=[],
+        choices=("openvino cpu", "onnx cuda"),
+        help="certify the file on this one too; ONNX Runtime on the CPU always is. Repeatable",
+    )
     _add_weights(parser, "official")
     _add_verbose(parser)
 

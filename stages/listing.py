@@ -21,14 +21,13 @@ from pipeline.errors import ModelError
 from pipeline.schema import QueueSettings, Settings
 from stages.catalog import TABLES, Role
 from stages.decoders.seal import DIGEST, read_card
+from stages.model import FIRST_RUNTIMES
 from stages.model_files import KnownModel, pulled_folder, pulled_models, shipped_models
 
 CONFIGS_FOLDER: Final = Path(__file__).resolve().parent.parent / "configs"
 
 TOPICS: Final = ("sources", "stages", "sinks", "models", "configs")
 
-FIRST_RUNTIME: Final = "onnx cpu"
-"""What every certificate compares; files that name no runtimes are from when there was no other."""
 
 _ROLES: Final[dict[str, Role]] = {"sources": "source", "stages": "stage", "sinks": "sink"}
 
@@ -191,7 +190,7 @@ def _certificate(card: Mapping[str, Any] | None) -> str:
     if not isinstance(parity, Mapping):
         return "none"
     # Iterating gives the names, be they a list or the keys of an object.
-    runtimes = ", ".join(map(str, parity.get("runtimes", (FIRST_RUNTIME,))))
+    runtimes = ", ".join(map(str, parity.get("runtimes", FIRST_RUNTIMES)))
     return runtimes if DIGEST in card else f"{runtimes}; no digest"
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 
+FIRST_RUNTIMES: Final = ("onnx cpu",)
+"""What every certificate compares; files that name no runtimes are from when there was no other."""
 _GRAY: Final = 114
 _TARGET_SIZES: Final = "orig_target_sizes"
 
@@ -231,8 +233,17 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         recognised,
         batched_outputs=batched,
         sha256=sha256,
-        certified=sealed and as_told,
+        certified=sealed and as_told and _was_certified_on(backend),
     )
+
+
+def _was_certified_on(backend: Backend) -> bool:
+    """Return whether the file's certificate speaks of what runs it here."""
+    about = backend.describe()
+    runtime = f"{about['name']} {str(about['device']).partition(':')[0]}"
+    parity = _own_metadata(backend.metadata).get("parity")
+    stated = parity.get("runtimes", FIRST_RUNTIMES) if isinstance(parity, dict) else ()
+    return runtime in stated
 
 
 def _fix_target_sizes(backend: Backend, config: InferConfig) -> None:
