@@ -102,6 +102,7 @@ def _export(
         entry.outputs,
         legacy=legacy,
         dynamic_batch=entry.dynamic_batch,
+        dynamic_size=entry.dynamic_size,
     )
     part = path.with_name(f"{path.name}.part")
     try:
@@ -227,7 +228,13 @@ def _compare(path: Path, entry: Entry, run: Run, frames: str | None) -> Outcome:
 
     model = _load(path, max(BATCHES) if entry.dynamic_batch else 1)
     try:
-        return certify(run, model, pictures(frames), dynamic_batch=entry.dynamic_batch)
+        return certify(
+            run,
+            model,
+            pictures(frames),
+            dynamic_batch=entry.dynamic_batch,
+            dynamic_size=entry.dynamic_size,
+        )
     finally:
         model.close()
 

@@ -52,6 +52,9 @@ class Entry:
     lively: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """For random weights: patterns of last layers, and the mean and deviation that their outputs
     are brought to, so that some things are found in every picture."""
+    lively_lead: float = 0.0
+    """And what the first class is ahead of the others on average in the layers `*.cls_score`: where
+    that is the background, some boxes are things and not all."""
     frozen_eps: float = 1e-5
     """Epsilon of batch normalisation in checkpoints that were trained with frozen statistics."""
     unused: tuple[str, ...] = ()

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _LEAST_DEVIATION: Final = 1e-3
 """Below this a layer does not depend on the picture, and is not blown up."""
+_CHOOSES: Final = ".cls_score"
+"""End of the names of layers that say what each box is, the background first."""
+_FAR: Final = 50.0
+"""A logit that no other comes up to."""
 _PASSES: Final = 2
 """Layers for masks and keypoints see nothing before the layer that chooses boxes is spread."""
 
@@ -53,11 +57,14 @@ def enliven(network: nn.Module, entry: Entry) -> None:
             # layers that bend fully are chaotic together: rounding grew 5000-fold in YOLOX-nano.
             norm.weight.fill_(0.5)
             norm.bias.fill_(0.5)
+        waiting: dict[str, Any] = dict(network.named_modules())
+        for choosing in (m for name, m in waiting.items() if name.endswith(_CHOOSES)):
+            # Nothing is found until it is spread: masks and keypoints of noise take long.
+            choosing.bias[0] += _FAR
         for one in _runs(batch, entry):
             network(one)
         for norm in norms:
             norm.eval()
-        waiting = dict(network.named_modules())
         for _ in range(_PASSES):
             with _moments(waiting, entry.lively) as moments:
                 if not moments:
@@ -66,7 +73,10 @@ def enliven(network: nn.Module, entry: Entry) -> None:
                     network(one)
             for name, seen in moments.items():
                 if seen.count:
-                    _spread(waiting.pop(name), seen, _goal(name, entry.lively))
+                    module = waiting.pop(name)
+                    _spread(module, seen, _goal(name, entry.lively))
+                    if name.endswith(_CHOOSES):
+                        module.bias[0] += entry.lively_lead
 
 
 def _spread(module: Any, seen: _Moments, goal: tuple[float, float]) -> None:  # noqa: ANN401 - a layer

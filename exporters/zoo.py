@@ -17,8 +17,16 @@ from pipeline.problems import did_you_mean
 from stages.decoders.decoder import Preprocessing
 from stages.decoders.names import COCO_80, COCO_90, COCO_91, VOC_21
 
+_YOLOX_SHA256: Final = {
+    "nano": "cd28f55fbbc1829f99d9ac9b38a16d259a22889739c8728ea877610201feff7b",
+    "tiny": "9de513de589ac98bb92d3bca53b5af7b9acfa9b0bacb831f7999d0f7afaee8f0",
+    "s": "f55ded7181e1b0c13285c56e7790b8f0e8f8db590fe4edb37f0b7f345c913a30",
+    "m": "60076992b32da82951c90cfa7bd6ab70eba9eda243e08b940a396f60ac2d19b6",
+    "l": "1e6b7fa6240375370b2a8a8eab9066b3cdd43fd1d0bfa8d2027fd3a51def2917",
+}
 
-def _yolox(size: str, sha256: str, side: int, parameters: int, **arguments: float | bool) -> Entry:
+
+def _yolox(size: str, side: int, parameters: int, **arguments: float | bool) -> Entry:
     return Entry(
         name=f"yolox-{size}",
         decoder="yolox",
@@ -33,7 +41,7 @@ def _yolox(size: str, sha256: str, side: int, parameters: int, **arguments: floa
         official=Published(
             "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
             f"yolox_{size}.pth",
-            sha256,
+            _YOLOX_SHA256[size],
             "Apache-2.0",
         ),
         lively={
@@ -93,6 +101,7 @@ def _rcnn(
         exporter="legacy",
         dynamic_batch=False,
         lively={"*.box_predictor.cls_score": (0.0, 2.0), **(lively or {})},
+        lively_lead=8.0,
         frozen_eps=frozen_eps,
     )
 
@@ -128,47 +137,11 @@ _MASKS: Final = {"*.mask_predictor.mask_fcn_logits": (0.0, 1.0)}
 ZOO: Final[Mapping[str, Entry]] = {
     entry.name: entry
     for entry in (
-        _yolox(
-            "nano",
-            "cd28f55fbbc1829f99d9ac9b38a16d259a22889739c8728ea877610201feff7b",
-            416,
-            912_159,
-            depth=0.33,
-            width=0.25,
-            depthwise=True,
-        ),
-        _yolox(
-            "tiny",
-            "9de513de589ac98bb92d3bca53b5af7b9acfa9b0bacb831f7999d0f7afaee8f0",
-            416,
-            5_055_855,
-            depth=0.33,
-            width=0.375,
-        ),
-        _yolox(
-            "s",
-            "f55ded7181e1b0c13285c56e7790b8f0e8f8db590fe4edb37f0b7f345c913a30",
-            640,
-            8_968_255,
-            depth=0.33,
-            width=0.5,
-        ),
-        _yolox(
-            "m",
-            "60076992b32da82951c90cfa7bd6ab70eba9eda243e08b940a396f60ac2d19b6",
-            640,
-            25_326_495,
-            depth=0.67,
-            width=0.75,
-        ),
-        _yolox(
-            "l",
-            "1e6b7fa6240375370b2a8a8eab9066b3cdd43fd1d0bfa8d2027fd3a51def2917",
-            640,
-            54_208_895,
-            depth=1.0,
-            width=1.0,
-        ),
+        _yolox("nano", 416, 912_159, depth=0.33, width=0.25, depthwise=True),
+        _yolox("tiny", 416, 5_055_855, depth=0.33, width=0.375),
+        _yolox("s", 640, 8_968_255, depth=0.33, width=0.5),
+        _yolox("m", 640, 25_326_495, depth=0.67, width=0.75),
+        _yolox("l", 640, 54_208_895, depth=1.0, width=1.0),
         Entry(
             name="ssd300",
             decoder="ssd",

@@ -169,6 +169,18 @@ class ScoreMap(MapSource):
             best = cv2.max(values, best, best)
         return painted
 
+    def lead(self, letterbox: Letterbox, class_id: U8) -> F32:
+        """Return each pixel's score minus that of the class given there; see `MapSource.lead`."""
+        height, width = self.scores.shape[1:]
+        box = (0, 0, *letterbox.source_wh)
+        painted = self.paint(letterbox)
+        ahead = np.zeros(painted.shape, np.float32)
+        for one in np.union1d(painted, class_id).tolist():
+            values = _enlarge(self.scores[one], letterbox, box, cells_wh=(width, height))
+            np.add(ahead, values, out=ahead, where=painted == one)
+            np.subtract(ahead, values, out=ahead, where=class_id == one)
+        return ahead
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThresholdMap(MapSource):
@@ -184,6 +196,15 @@ class ThresholdMap(MapSource):
         box = (0, 0, *letterbox.source_wh)
         values = _enlarge(self.plane, letterbox, box, cells_wh=(width, height))
         return (values > np.float32(self.threshold)).view(np.uint8)
+
+    def lead(self, letterbox: Letterbox, class_id: U8) -> F32:
+        """Return how far the plane is from the threshold where the other class is given, else 0."""
+        height, width = self.plane.shape
+        box = (0, 0, *letterbox.source_wh)
+        values = _enlarge(self.plane, letterbox, box, cells_wh=(width, height))
+        ahead: F32 = np.abs(values - np.float32(self.threshold))
+        ahead[self.paint(letterbox) == class_id] = 0
+        return ahead
 
 
 def _inside(xyxy: F32, source_wh: tuple[int, int]) -> list[tuple[int, int, int, int]]:

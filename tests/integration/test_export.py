@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from exporters import command, onnx_export  # noqa: E402 - after the skip
-from exporters.certificate import MATCH_IOU, certify  # noqa: E402 - after the skip
+from exporters.certificate import certify  # noqa: E402 - after the skip
 from exporters.frames import pictures  # noqa: E402 - after the skip
-from exporters.weights import build, one_thread, read_state  # noqa: E402 - after the skip
+from exporters.outcome import MATCH_IOU  # noqa: E402 - after the skip
+from exporters.weights import build, one_thread, read_checkpoint  # noqa: E402 - after the skip
 from exporters.zoo import ZOO, find  # noqa: E402 - after the skip
 from models import torchvision_raw  # noqa: E402 - after the skip
 from models.yolo import published  # noqa: E402 - after the skip
@@ -438,10 +439,10 @@ def test_checkpoints_that_cannot_be_used_say_why(tmp_path):
         build(entry, str(path))
     torch.save({"x": _Runs()}, path)
     with pytest.raises(ModelError, match="run code when loaded"):
-        read_state(path)
+        read_checkpoint(path)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ModelError, match=r"no checkpoint|cannot be read"):
-        read_state(path)
+        read_checkpoint(path)
     torch.save({k: v for k, v in state.items() if not k.startswith("head.stems.0")}, path)
     with pytest.raises(ModelError, match=r"does not fit yolox-nano: \d+ tensors are missing"):
         build(entry, str(path))
