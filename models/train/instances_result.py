@@ -6,6 +6,7 @@ and the verdict. One thread; runs the network.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ class Found:
 def recalibrate(network: nn.Module, data: InstancesData, batch_size: int) -> None:
     """Set the statistics of batch normalisation to those of all pictures under the final weights.
 
-    The running means of training lag behind its last steps and are of few pictures: with them, a
-    network that has learnt its pictures by heart may find nothing.
+    The running means of training lag behind: after 30 steps on two pictures a network found nothing
+    with them and everything without; after 150 steps on eight both did as well.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -60,9 +61,9 @@ def recalibrate(network: nn.Module, data: InstancesData, batch_size: int) -> Non
         norm.momentum = None  # the plain mean over what has been seen
     network.train()
     with torch.no_grad():
-        for start in range(0, len(data), batch_size):
-            rows = range(start, min(start + batch_size, len(data)))
-            network.inner.backbone(stack([data[k] for k in rows]))
+        # Parts of nearly equal size, because each counts the same.
+        for rows in np.array_split(np.arange(len(data)), math.ceil(len(data) / batch_size)):
+            network.inner.backbone(stack([data[int(k)] for k in rows]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from exporters.onnx_export import to_graph  # noqa: E402
 from exporters.weights import build as build_for_export  # noqa: E402
 from exporters.zoo import find  # noqa: E402
 from models.train.instances import MODEL, PREPROCESSING, Recipe, losses, train  # noqa: E402
@@ -92,6 +93,28 @@ def test_export_builds_the_network_that_was_trained(trained, data, tmp_path):
     with torch.no_grad():
         one, other = (n.inner.backbone(picture)["0"] for n in (network, rebuilt))
     torch.testing.assert_close(one, other)
+
+
+def test_the_exported_graph_sees_what_the_network_sees_and_bears_a_blank_picture(trained, data):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network, _ = trained
+    names = find(MODEL).outputs
+    pictures = [data[1].tensor[None], np.zeros((1, 3, 96, 128), np.float32)]
+    graph = to_graph(network, pictures[0], names, legacy=True, dynamic_batch=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    counts = []
+    for picture in pictures:
+        got = session.run(list(names), {"images": picture})
+        with torch.no_grad():
+            expected = network(torch.from_numpy(picture))
+        counts.append(len(got[0]))
+        for ours, theirs in zip(got, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3)
+    assert counts[0] >= 2, counts
+    # Nothing is even proposed: the case in which torchvision's own decoding fails in a graph.
+    assert counts[1] == 0, counts
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(data, tmp_path):
