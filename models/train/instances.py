@@ -82,7 +82,7 @@ def losses(network: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
         {
             "boxes": torch.from_numpy(sample.xyxy),
             "labels": torch.ones(len(sample.xyxy), dtype=torch.int64),
-            "masks": _half_a_pixel_on(torch.from_numpy(sample.masks)),
+            "masks": half_a_pixel_on(torch.from_numpy(sample.masks)),
         }
         for sample in samples
     ]
@@ -92,7 +92,7 @@ def losses(network: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
     return {**first, **second}
 
 
-def _half_a_pixel_on(masks: Tensor) -> Tensor:
+def half_a_pixel_on(masks: Tensor) -> Tensor:
     """Return masks (n, h, w) moved right and down by half a pixel.
 
     torchvision cuts what a mask shall be with `roi_align(aligned=False)`, for which the centre of

@@ -59,6 +59,12 @@ def test_a_mask_of_zeros_has_no_object(tmp_path):
     assert (found.xyxy.shape, found.bits.shape) == ((0, 4), (0, 6, 9))
 
 
+def test_an_object_may_fill_the_picture(tmp_path):
+    found = read_masks(write(tmp_path / "m.png", np.full((6, 9), 3, np.uint8)))
+    assert found.xyxy.tolist() == [[0, 0, 9, 6]]
+    assert found.bits.all()
+
+
 def test_pictures_come_in_natural_order_with_their_masks(folder):
     pairs = find_pairs(folder)
     assert [p.picture.name for p in pairs] == ["a2.png", "a10.png"]
