@@ -86,6 +86,7 @@ def _rcnn(
     outputs: tuple[str, ...] = (),
     class_names: tuple[str, ...] = COCO_91,
     lively: Mapping[str, tuple[float, float]] | None = None,
+    lead: float = 8.0,
     frozen_eps: float = 1e-5,
 ) -> Entry:
     return Entry(
@@ -101,7 +102,7 @@ def _rcnn(
         exporter="legacy",
         dynamic_batch=False,
         lively={"*.box_predictor.cls_score": (0.0, 2.0), **(lively or {})},
-        lively_lead=8.0,
+        lively_lead=lead,
         frozen_eps=frozen_eps,
     )
 
@@ -188,7 +189,7 @@ ZOO: Final[Mapping[str, Entry]] = {
             parameters=32_269_600,
             official=_torchvision("fcos_resnet50_fpn_coco-99b0c9b7.pth"),
             lively={
-                "*.classification_head.cls_logits": (-7.0, 1.0),
+                "*.classification_head.cls_logits": (-6.0, 1.0),
                 "*.regression_head.bbox_ctrness": (0.0, 1.0),
                 "*.regression_head.bbox_reg": (4.0, 1.0),
             },
@@ -204,6 +205,7 @@ ZOO: Final[Mapping[str, Entry]] = {
             "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
             _WIDE,
             41_755_286,
+            lead=11.0,
             frozen_eps=_EPS,
         ),
         _rcnn(
@@ -214,6 +216,7 @@ ZOO: Final[Mapping[str, Entry]] = {
             task="segment",
             outputs=("masks",),
             lively=_MASKS,
+            lead=11.0,
             frozen_eps=_EPS,
         ),
         _rcnn(
@@ -234,6 +237,7 @@ ZOO: Final[Mapping[str, Entry]] = {
             outputs=("keypoints", "keypoint_scores"),
             class_names=(COCO_91[0], "person"),
             lively={"*.keypoint_predictor.kps_score_lowres": (0.0, 2.0)},
+            lead=6.0,
             frozen_eps=_EPS,
         ),
         _semantic("fcn", "fcn_resnet50_coco-1167a1af.pth", 32_957_013, "inner.classifier.4"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 
@@ -20,10 +21,18 @@ from exporters.zoo import ZOO, find  # noqa: E402 - after the skip
 from models import torchvision_raw  # noqa: E402 - after the skip
 from models.yolo import published  # noqa: E402 - after the skip
 from pipeline.errors import ModelError, ParityError, UsageError  # noqa: E402 - after the skip
-from stages.decoders.metadata import KEY  # noqa: E402 - after the skip
 from stages.decoders.seal import SealError, digest, seal  # noqa: E402 - after the skip
 from stages.infer import InferConfig  # noqa: E402 - after the skip
 from stages.model import load_model  # noqa: E402 - after the skip
+from tests.helpers.exports import (  # noqa: E402 - after the skip
+    TAMPERED,
+    export,
+    load,
+    parts,
+    sigmoid_again,
+    verify,
+    write,
+)
 from tests.helpers.media import make_video  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -42,25 +51,6 @@ def _one_thread():
         yield
 
 
-def export(name, path, **given):
-    given = {"weights": "random", "frames": None, "overwrite": False, **given}
-    lines = []
-    command.export_model(name, str(path), say=lines.append, **given)
-    return lines
-
-
-def verify(path, **given):
-    lines = []
-    command.verify_file(str(path), **{"weights": None, "frames": None, **given}, say=lines.append)
-    return "\n".join(lines)
-
-
-def load(path, **options):
-    model = load_model(InferConfig(model=str(path), device="cpu", **options), lambda _: None)
-    model.close()
-    return model
-
-
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
     """YOLOX-nano with random weights, exported, and what was said of it."""
@@ -68,15 +58,6 @@ def nano(tmp_path_factory):
     with one_thread():
         lines = export("yolox-nano", path)
     return path, "\n".join(lines)
-
-
-def parts(path):
-    """Return the graph without our metadata, and the metadata."""
-    model = onnx.load(str(path))
-    (entry,) = [e for e in model.metadata_props if e.key == KEY]
-    card = json.loads(entry.value)
-    model.metadata_props.remove(entry)
-    return model, card
 
 
 def test_an_exported_file_states_all_that_a_run_needs(nano):
@@ -132,48 +113,21 @@ def test_it_runs_with_no_other_option(nano, tmp_path, monkeypatch, capsys):
     assert model["parity"]["results"]["detections"] > 0
 
 
-# name: change(model, card), in place
-TAMPERED = {
-    "a weight": lambda model, card: _nudge(model),
-    "mean off by one": lambda model, card: card["preprocessing"].update(mean=[1.0, 1.0, 1.0]),
-    "RGB for BGR": lambda model, card: card["preprocessing"].update(pixel_order="rgb"),
-    "stretch for letterbox": lambda model, card: card["preprocessing"].update(fit="stretch"),
-    "classes shifted by one": lambda model, card: card.update(
-        class_names=[*card["class_names"][1:], card["class_names"][0]]
-    ),
-    "sigmoid applied twice": lambda model, card: _sigmoid_again(model),
-}
+CHANGES = {**TAMPERED, "sigmoid applied twice": lambda model, card: sigmoid_again(model)}
 
 
-def _nudge(model):
-    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    values = onnx.numpy_helper.to_array(weight) * np.float32(1.05)
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-
-
-def _sigmoid_again(model):
-    last = next(node for node in reversed(model.graph.node) if node.op_type == "Sigmoid")
-    name = last.output[0]
-    last.output[0] = "once"
-    place = list(model.graph.node).index(last) + 1
-    model.graph.node.insert(place, onnx.helper.make_node("Sigmoid", ["once"], [name]))
-
-
-@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_file_that_was_changed_is_refused_by_run_and_verify(nano, tmp_path, change):
     model, card = parts(nano[0])
     change(model, card)
-    path = tmp_path / "changed.onnx"
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(card)
-    path.write_bytes(model.SerializeToString())
+    path = write(tmp_path / "changed.onnx", model, card)
     with pytest.raises(SealError, match="not the one that was certified"):
         load(path)
     with pytest.raises(ParityError, match="not the one that was certified"):
         verify(path)
 
 
-@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_changed_file_with_a_new_digest_is_refused_by_verify(nano, tmp_path, change):
     model, card = parts(nano[0])
     change(model, card)
@@ -393,17 +347,27 @@ def _detect(model, image):
 
 @pytest.mark.parametrize("entry", ZOO.values(), ids=lambda entry: entry.name)
 def test_the_table_s_sizes_are_true(entry):
-    if entry.decoder == "yolox":
+    if entry.official is None or entry.decoder in ("yolox", "segmentation"):
+        module, _, function = entry.builder.partition(":")
+        build_network = getattr(importlib.import_module(module), function)
         with torch.device("meta"):
-            network = published(entry.preprocessing.size_wh, **entry.arguments)
+            network = build_network(
+                entry.preprocessing.size_wh, classes=entry.network_classes, **entry.arguments
+            )
         assert sum(p.numel() for p in network.parameters()) == entry.parameters
+    if entry.official is None or entry.decoder == "yolox":
         return
     from torchvision.models import get_model_weights, list_models
 
     published_as = entry.official.url
     found = [w for name in list_models() for w in get_model_weights(name) if w.url == published_as]
-    assert found[0].meta["num_params"] == entry.parameters
-    assert len(found[0].meta["categories"]) == 91
+    if entry.task != "semantic":  # of these the auxiliary classifier is counted too
+        assert found[0].meta["num_params"] == entry.parameters
+    names = found[0].meta["categories"]
+    assert len(names) == len(entry.class_names) + (entry.options.get("background") is True)
+    assert entry.class_names[-1] == names[-1]
+    if entry.task == "semantic":
+        assert list(entry.class_names) == names
 
 
 def test_sizes_of_no_whole_cells_are_refused():
