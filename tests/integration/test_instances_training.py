@@ -24,7 +24,8 @@ from models.train.instances_data import InstancesData, find_pairs  # noqa: E402
 from models.train.instances_result import evaluate, recalibrate, write  # noqa: E402
 from pipeline.errors import UsageError  # noqa: E402
 
-pytestmark = [pytest.mark.needs_torch]
+# Ten seconds of one core; on a machine that others use that was 48.
+pytestmark = [pytest.mark.needs_torch, pytest.mark.slow, pytest.mark.timeout(180)]
 
 # The recipe's network on an input a fifteenth as large.
 SMALL = dataclasses.replace(PREPROCESSING, size_wh=(128, 96))
