@@ -4,7 +4,8 @@
 
 Takes every model that `run` takes and sends the pictures through the same preprocess, infer and nms
 stages. Scores from 0.001 and 100 detections a picture count, as is usual for these measures; other
-settings are those of a run. DIR has YOLO's layout (images/, labels/) or COCO's (instances*.json).
+settings are those of a run. DIR has YOLO's layout (images/, labels/), COCO's (instances*.json), or
+mask files (images/, masks/); with these masks are measured as well as boxes.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME|FILE.onnx", help="a model that `run` takes")
     add("--data", required=True, type=Path, metavar="DIR", help="labelled pictures; or COCO's JSON")
-    add("--names", metavar="FILE|coco", help="class names of YOLO's layout, where DIR has none")
+    add("--names", metavar="FILE|coco", help="class names, where DIR has none")
     add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
     add(
         "--set",
@@ -238,6 +239,11 @@ def lines(result: dict[str, Any], *, with_classes: bool = False) -> Iterator[str
         f"mAP50-95 {accuracy['map50_95']:.4f}  mAP50 {accuracy['map50']:.4f}  "
         f"mAP75 {accuracy['map75']:.4f}"
     )
+    if (masks := accuracy["masks"]) is not None:
+        yield (
+            f"masks: mAP50-95 {masks['map50_95']:.4f}  mAP50 {masks['map50']:.4f}  "
+            f"mAP75 {masks['map75']:.4f}"
+        )
     yield f"mAP50-95 by size: {_row(accuracy['by_size'])}"
     yield f"AR by most detections of a class: {_row(accuracy['recall'])}"
     yield f"AR by size: {_row(accuracy['recall_by_size'])}"

@@ -27,7 +27,7 @@ from stages.fitting import Fitter
 from stages.nms import NmsConfig, NmsStage
 
 if TYPE_CHECKING:
-    from exporters.accuracy.coco import Accuracy
+    from exporters.accuracy.coco import Accuracy, MaskAccuracy
     from exporters.accuracy.labelled import Labelled
     from stages.model import LoadedModel
 
@@ -151,13 +151,14 @@ class Loss:
                 "mean_abs_diff": self._diffs / self._values,
             }
         if self.accuracy is not None:
+            before, after = self.accuracy
             facts["accuracy"] = {
-                name: {
-                    "fp32": getattr(self.accuracy[0], name),
-                    "this": getattr(self.accuracy[1], name),
-                }
-                for name in ("map50_95", "map50")
-            } | {"frames": self.accuracy[0].frames, "objects": self.accuracy[0].objects}
+                **_both(before, after),
+                "frames": before.frames,
+                "objects": before.objects,
+            }
+            if before.masks is not None and after.masks is not None:
+                facts["accuracy"]["masks"] = _both(before.masks, after.masks)
         return facts
 
     def lines(self) -> list[str]:
@@ -193,7 +194,19 @@ class Loss:
                 f"  labelled  {before.frames} pictures: mAP50-95 {before.map50_95:.4f} -> "
                 f"{after.map50_95:.4f}, mAP50 {before.map50:.4f} -> {after.map50:.4f}"
             )
+            if before.masks is not None and after.masks is not None:
+                lines.append(
+                    f"  masks     mAP50-95 {before.masks.map50_95:.4f} -> "
+                    f"{after.masks.map50_95:.4f}; not limited"
+                )
         return lines
+
+
+def _both(before: Accuracy | MaskAccuracy, after: Accuracy | MaskAccuracy) -> dict[str, Any]:
+    return {
+        name: {"fp32": getattr(before, name), "this": getattr(after, name)}
+        for name in ("map50_95", "map50")
+    }
 
 
 def measure_loss(

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
 from torchvision.models.detection.image_list import ImageList
@@ -90,6 +91,19 @@ class RawFcos(RawDetector):
         return (found["cls_logits"].sigmoid() * found["bbox_ctrness"].sigmoid()).sqrt()
 
 
+class _Coder(BoxCoder):
+    """torchvision's, for one picture, of which nothing may be proposed.
+
+    Its own asks whether there are boxes while the graph is traced, and so for a shape (0, -1) in
+    graphs that meet a picture without: ONNX Runtime fails at a blank one.
+    """
+
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        """Return (n, classes, 4) xyxy of (n, classes * 4) codes and the (n, 4) of one picture."""
+        (one,) = boxes
+        return self.decode_single(rel_codes, one).reshape(-1, rel_codes.shape[1] // 4, 4)
+
+
 class WholeRcnn(nn.Module):
     """A two-stage detector with its suppression, for one picture of one size."""
 
@@ -97,6 +111,8 @@ class WholeRcnn(nn.Module):
         super().__init__()
         self.inner = inner.eval()
         """What torchvision's checkpoints fit."""
+        theirs = inner.roi_heads.box_coder
+        inner.roi_heads.box_coder = _Coder(theirs.weights, theirs.bbox_xform_clip)
         self._sizes = [(size_wh[1], size_wh[0])]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -43,15 +43,12 @@ class ClassMatch:
         """Return detections with the data's ids, and how many are left out: not its classes."""
         class_id = self.to_data[found.class_id]
         rows = np.flatnonzero(class_id >= 0)
-        kept = Detections(
-            found.xyxy[rows], found.score[rows], class_id[rows], class_names=self.data_names
-        )
+        kept = replace(found[rows], class_id=class_id[rows], class_names=self.data_names)
         return kept, len(found) - len(rows)
 
     def known(self, truth: Truth) -> Truth:
         """Return the objects of classes that the model knows."""
-        rows = np.flatnonzero(np.isin(truth.class_id, self.to_data))
-        return Truth(truth.xyxy[rows], truth.class_id[rows], truth.area[rows], truth.crowd[rows])
+        return truth.take(np.flatnonzero(np.isin(truth.class_id, self.to_data)))
 
 
 def match_classes(

@@ -1,4 +1,7 @@
-"""COCO's measures of a detector, as pycocotools computes them. Knows no model and no files."""
+"""COCO's measures of a detector and of its masks, as pycocotools computes them.
+
+Knows no model and no files.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detections import I64, Bits, Detections
+from pipeline.detections import I64, Bits, Detections, Mask
 from pipeline.errors import UsageError
+from stages.run_lengths import rle_counts, rle_string
 
 F64 = NDArray[np.float64]
+Outline = dict[str, object]
+"""The part of a COCO row that holds a mask."""
 
 SIZES: Final = ("small", "medium", "large")
 """Areas up to 32x32, up to 96x96 and over 96x96 pixels."""
@@ -32,6 +38,8 @@ class Truth:
     """(n,) pixels: of the outline where it is known, else of the box. Decides the size."""
     crowd: Bits
     """(n,) True for a box around many objects: found or not, nothing in it counts."""
+    masks: Bits | None = None
+    """(n, h, w), as large as the picture; None where outlines are not known."""
 
     @classmethod
     def of_boxes(cls, xyxy: NDArray[np.floating[Any]], class_id: I64) -> Truth:
@@ -42,6 +50,21 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.xyxy)
+
+    def take(self, rows: I64) -> Truth:
+        """Return the chosen objects."""
+        masks = None if self.masks is None else self.masks[rows]
+        return Truth(self.xyxy[rows], self.class_id[rows], self.area[rows], self.crowd[rows], masks)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAccuracy:
+    """COCO's average precision of masks, 0..1: overlap is that of the pixels, not of the boxes."""
+
+    map50_95: float
+    """Mean over IoU thresholds 0.50 to 0.95 in steps of 0.05, over the classes with objects."""
+    map50: float
+    map75: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +90,8 @@ class Accuracy:
     frames: int
     objects: int
     """Crowds not counted."""
+    masks: MaskAccuracy | None = None
+    """None where truth or detections have no masks."""
 
 
 def measure(pairs: Iterable[tuple[Truth, Detections]], class_names: Sequence[str]) -> Accuracy:
@@ -82,22 +107,32 @@ def measure(pairs: Iterable[tuple[Truth, Detections]], class_names: Sequence[str
     true_rows: list[dict[str, object]] = []
     found_rows: list[dict[str, object]] = []
     frames = 0
+    masked = True
     objects = np.zeros(len(class_names), int)
     for frames, (truth, found) in enumerate(pairs, start=1):
         np.add.at(objects, truth.class_id[~truth.crowd], 1)
+        outlines = _outlines(truth, found)
+        masked &= outlines is not None
+        true_outlines, found_outlines = outlines or ([{}] * len(truth), [{}] * len(found))
         for row in range(len(truth)):
             true_rows.append(
                 _row(true_rows, frames, truth.xyxy[row], truth.class_id[row])
                 | {"area": float(truth.area[row]), "iscrowd": int(truth.crowd[row])}
+                | true_outlines[row]
             )
         for row in range(len(found)):
             found_rows.append(
                 _row(found_rows, frames, found.xyxy[row], found.class_id[row])
                 | {"score": float(found.score[row]), "iscrowd": 0}
+                | found_outlines[row]
             )
     if not objects.any():
         raise UsageError(f"no labelled object in {frames} pictures: there is nothing to measure")
-    judge = _judge(true_rows, found_rows, frames, class_names)
+    masks = None
+    if masked:
+        stats = _judge(true_rows, found_rows, frames, class_names, "segm").stats
+        masks = MaskAccuracy(*(float(value) for value in stats[:3]))
+    judge = _judge(true_rows, found_rows, frames, class_names, "bbox")
     # Axes: IoU thresholds, recalls, classes, sizes, most detections; -1 where there is no truth.
     precision = judge.eval["precision"][:, :, :, 0, -1]
     stats = [float(value) for value in judge.stats]
@@ -114,7 +149,24 @@ def measure(pairs: Iterable[tuple[Truth, Detections]], class_names: Sequence[str
         objects_by_class={class_names[k]: int(objects[k]) for k in present},
         frames=frames,
         objects=int(objects.sum()),
+        masks=masks,
     )
+
+
+def _outlines(truth: Truth, found: Detections) -> tuple[list[Outline], list[Outline]] | None:
+    """Return the masks of both sides as COCO writes them; None where one side has none."""
+    if truth.masks is None or (found.masks is None and len(found)):
+        return None
+    size_wh = truth.masks.shape[2], truth.masks.shape[1]
+    return (
+        [_outline(Mask(0, 0, bits), size_wh) for bits in truth.masks],
+        [_outline(mask, size_wh) for mask in found.masks or ()],
+    )
+
+
+def _outline(mask: Mask, size_wh: tuple[int, int]) -> Outline:
+    counts = rle_string(rle_counts(mask, size_wh))
+    return {"segmentation": {"size": [size_wh[1], size_wh[0]], "counts": counts}}
 
 
 def _judge(
@@ -122,6 +174,7 @@ def _judge(
     found_rows: list[dict[str, object]],
     frames: int,
     class_names: Sequence[str],
+    kind: Literal["bbox", "segm"],
 ) -> Any:  # noqa: ANN401 - pycocotools has no types
     try:
         from pycocotools.coco import COCO
@@ -139,13 +192,14 @@ def _judge(
             side = COCO()
             side.dataset = {
                 "info": {},
-                "images": [{"id": k + 1} for k in range(frames)],
+                # The size is asked for with masks, but used for polygons only, of which are none.
+                "images": [{"id": k + 1, "height": 0, "width": 0} for k in range(frames)],
                 "categories": [{"id": k + 1, "name": name} for k, name in enumerate(class_names)],
                 "annotations": rows,
             }
             side.createIndex()
             sides.append(side)
-        judge = COCOeval(*sides, "bbox")
+        judge = COCOeval(*sides, kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

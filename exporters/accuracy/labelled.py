@@ -6,6 +6,7 @@ Holds labels only; pictures are read by whoever measures.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class LabelledPicture:
     crowd: Bits
     size_wh: tuple[int, int] | None
     """What the labels say that the picture measures, pixels."""
+    read_masks: Callable[[], Bits] | None = None
+    """Returns the masks, (n, h, w); None where there are none. They are not kept: a folder of them
+    is larger than its pictures."""
 
     def truth(self, image_wh: tuple[int, int]) -> Truth:
         """Return the objects in pixels of the picture as it was decoded.
@@ -48,7 +52,8 @@ class LabelledPicture:
             )
         boxes = Truth.of_boxes(self.xyxy, self.class_id)
         area = boxes.area if self.area is None else self.area
-        return Truth(self.xyxy, self.class_id, area, self.crowd)
+        masks = None if self.read_masks is None else self.read_masks()
+        return Truth(self.xyxy, self.class_id, area, self.crowd, masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Labelled:
     """A folder of labelled pictures."""
 
     layout: str
-    """yolo or coco."""
+    """yolo, coco or masks."""
     folder: Path
     class_names: tuple[str, ...]
     names_from: str

@@ -1,7 +1,8 @@
-"""Folders of labelled pictures in the two common layouts.
+"""Folders of labelled pictures in three common layouts.
 
 YOLO's: `images/` beside `labels/` with one text file a picture, a line for each object: class, then
 centre and size of its box as shares of the picture. COCO's: `instances*.json`, pictures beside it.
+Masks of one class: `images/` beside `masks/`, see `models.train.instances_data`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporters.accuracy.labelled import Labelled, LabelledPicture
+from exporters.accuracy.mask_pictures import read_mask_pictures
 from pipeline.errors import SourceError, UsageError
 from pipeline.yamlfile import load_yaml
 from stages.decoders.names import COCO_80
@@ -34,11 +36,12 @@ def read_labelled(data: Path, names: str | None = None) -> Labelled:
     """Return the pictures and labels of a folder.
 
     Args:
-        data: a folder in YOLO's or COCO's layout, or COCO's JSON file.
-        names: for YOLO's layout: a file with the class names, or "coco". None: from the folder.
+        data: a folder in one of the layouts, or COCO's JSON file.
+        names: for YOLO's layout: a file with the class names, or "coco"; for masks: a file with one
+            name. None: from the folder.
 
     Raises:
-        UsageError: nothing there, neither layout, or class names that are missing or not certain.
+        UsageError: nothing there, no layout, or class names that are missing or not certain.
         SourceError: a label file is broken; the text starts with file and line.
     """
     if data.is_file():
@@ -54,9 +57,11 @@ def read_labelled(data: Path, names: str | None = None) -> Labelled:
         return _read_coco(found[0], data, names)
     if (data / "images").is_dir() and (data / "labels").is_dir():
         return _read_yolo(data, names)
+    if (data / "images").is_dir() and (data / "masks").is_dir():
+        return _read_masks(data, names)
     raise UsageError(
         f"--data {data}: found neither the folders images/ and labels/ (YOLO's layout) nor "
-        "instances*.json (COCO's)"
+        "instances*.json (COCO's) nor images/ and masks/"
     )
 
 
@@ -255,6 +260,22 @@ def _coco_picture(
         np.array([row[3] for row in rows], bool),
         (int(image["width"]), int(image["height"])),
     )
+
+
+# A mask for each object
+
+
+def _read_masks(data: Path, names: str | None) -> Labelled:
+    files = [Path(names)] if names else [data / n for n in NAME_FILES if (data / n).is_file()]
+    class_names: tuple[str, ...] = ("object",)
+    names_from = "nothing (--names FILE gives one)"
+    if files:
+        class_names, names_from = _names_in(files[0]), files[0].name
+    if len(class_names) != 1:
+        raise UsageError(
+            f"{files[0]}: {len(class_names)} class names, but masks/ has objects of one class"
+        )
+    return Labelled("masks", data, class_names, names_from, read_mask_pictures(data), None)
 
 
 def _text(path: Path) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("pycocotools")
 
 from exporters.accuracy.coco import Truth, measure
-from pipeline.detections import Detections
+from pipeline.detections import Detections, Mask
 from pipeline.errors import UsageError
 from tests.helpers.average_precision import mean_average_precision
 
@@ -106,3 +108,45 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_an_error(capsys):
     with pytest.raises(UsageError, match="no labelled object in 1 pictures"):
         measure([(nothing, detections([[0, 0, 9, 9]], [0.5], [0]))], NAMES)
     assert capsys.readouterr().out == ""
+
+
+def bar(length):
+    """A row of `length` pixels in a picture of 100 x 3, as object and as detection."""
+    bits = np.zeros((3, 100), bool)
+    bits[1, :length] = True
+    return bits
+
+
+def masked(bits, found):
+    """An object of which the box is found exactly, and the mask as `found` pixels of it."""
+    box = [[0, 1, 100, 2]]
+    truth = Truth.of_boxes(np.array(box), np.array([0]))
+    truth = replace(truth, masks=bits[None])
+    return truth, replace(detections(box, [0.9], [0]), masks=(Mask(0, 1, bar(found)[1:2]),))
+
+
+def test_masks_are_judged_by_their_pixels_not_by_their_boxes():
+    got = measure([masked(bar(100), 100), masked(bar(100), 62)], NAMES)
+    assert got.map50_95 == pytest.approx(1)
+    # Both count up to IoU 0.60, three of ten thresholds; above, the first half of the recalls does:
+    # 51 of the 101 at which COCO reads the curve (equal scores, first picture first).
+    assert got.masks.map50 == pytest.approx(1)
+    assert got.masks.map75 == pytest.approx(51 / 101)
+    assert got.masks.map50_95 == pytest.approx((3 + 7 * 51 / 101) / 10)
+
+
+def test_a_mask_beside_its_object_is_wrong_although_the_box_is_right():
+    truth, found = masked(bar(100), 40)
+    elsewhere = replace(found, masks=(Mask(60, 0, np.ones((1, 40), bool)),))
+    got = measure([(truth, elsewhere)], NAMES)
+    assert (got.map50, got.masks.map50) == (pytest.approx(1), 0)
+
+
+def test_without_masks_on_both_sides_only_boxes_are_judged():
+    truth, found = masked(bar(100), 100)
+    assert measure([(truth, replace(found, masks=None))], NAMES).masks is None
+    assert measure([(replace(truth, masks=None), found)], NAMES).masks is None
+    # Nothing found is a result, and no lack of masks.
+    nothing = Detections.empty(NAMES)
+    got = measure([(truth, nothing), (truth, found)], NAMES)
+    assert got.masks.map50 == pytest.approx(51 / 101)

@@ -1,4 +1,4 @@
-"""Folders of labelled pictures: both layouts, and what is wrong with broken ones."""
+"""Folders of labelled pictures: all layouts, and what is wrong with broken ones."""
 
 from __future__ import annotations
 
@@ -168,6 +168,51 @@ def test_coco_boxes_are_corner_and_size_in_pixels(coco):
     assert data.present() == {1}
     assert len(data.pictures[1].truth((32, 32))) == 0
     assert read_labelled(path).sha256() == data.sha256()
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Two pictures of 64 x 48, one with two objects in its mask file."""
+    import cv2
+
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / "images" / name)
+    (tmp_path / "masks").mkdir()
+    numbers = np.zeros((48, 64), np.uint8)
+    cv2.imwrite(str(tmp_path / "masks" / "b.png"), numbers)
+    numbers[10:20, 5:35] = 1
+    numbers[12, 8] = 0
+    numbers[40:48, 60:64] = 2
+    cv2.imwrite(str(tmp_path / "masks" / "a.png"), numbers)
+    return tmp_path
+
+
+def test_masks_give_boxes_areas_and_outlines_of_one_class(masks):
+    data = read_labelled(masks)
+    assert (data.layout, data.class_names, data.present()) == ("masks", ("object",), {0})
+    truth = data.pictures[0].truth((64, 48))
+    np.testing.assert_array_equal(truth.xyxy, [[5, 10, 35, 20], [60, 40, 64, 48]])
+    assert truth.area.tolist() == [299, 32]
+    assert truth.masks.shape == (2, 48, 64)
+    assert truth.masks.sum(axis=(1, 2)).tolist() == [299, 32]
+    assert len(data.pictures[1].truth((64, 48))) == 0
+    with pytest.raises(SourceError, match="its labels are for 64x48"):
+        data.pictures[0].truth((48, 64))
+
+
+def test_the_class_of_masks_may_be_named(masks):
+    before = read_labelled(masks).sha256()
+    (masks / "classes.txt").write_text("person\n")
+    data = read_labelled(masks)
+    assert (data.class_names, data.names_from) == (("person",), "classes.txt")
+    assert data.sha256() != before
+    (masks / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match=r"classes\.txt: 2 class names, but masks/ has"):
+        read_labelled(masks)
+    (masks / "masks" / "b.png").write_bytes(b"broken")
+    (masks / "classes.txt").write_text("cat\n")
+    with pytest.raises(SourceError, match=r"masks/b\.png cannot be read"):
+        read_labelled(masks)
 
 
 def test_a_picture_of_another_size_than_its_labels_is_refused(coco):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ pytest.importorskip("pycocotools")
 from exporters.accuracy.classes import match_classes
 from exporters.accuracy.coco import Truth
 from exporters.accuracy.labelled import Labelled, LabelledPicture
-from pipeline.detections import Detections
+from pipeline.detections import Detections, Mask
 from pipeline.errors import UsageError
 from stages.decoders.names import COCO_80, COCO_90, COCO_91, VOC_20
 
@@ -84,11 +85,15 @@ def test_what_only_one_side_has_is_left_out_and_counted():
         np.float32([0.9, 0.8, 0.7, 0.6]),
         np.array([2, 0, 1, 0]),
         ("cow", "Dog", "cat"),
+        masks=tuple(Mask(x, 0, np.ones((1, 1), bool)) for x in range(4)),
     )
     kept, left_out = match.translate(found)
     assert left_out == 2
     assert [kept.name_of(i) for i in range(len(kept))] == ["cat", "dog"]
     assert kept.score.tolist() == pytest.approx([0.9, 0.7])
+    assert [mask.x for mask in kept.masks] == [0, 2]
     truth = Truth.of_boxes([[0, 0, 1, 1], [0, 0, 2, 2]], np.array([2, 0]))
+    truth = replace(truth, masks=np.array([[[False]], [[True]]]))
     assert match.known(truth).class_id.tolist() == [0]
+    assert match.known(truth).masks.tolist() == [[[True]]]
     assert match.foreign(("cow", "Dog", "cat")) == ["cow"]

@@ -28,6 +28,7 @@ ALLOWED = {
         "stages.model",
         "stages.model_files",
         "stages.nms",
+        "stages.run_lengths",
         "stages.sources",
         "pipeline",
     ),

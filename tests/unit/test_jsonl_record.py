@@ -10,7 +10,8 @@ from pycocotools import mask as coco
 
 from pipeline.detections import Detections, Mask
 from pipeline.frame import Caption, Frame, FrameId, FrameTime, Segmentation
-from stages.sinks.record import DetectionsHash, frame_record, record_line, rle_counts, rle_string
+from stages.run_lengths import rle_counts, rle_string
+from stages.sinks.record import DetectionsHash, frame_record, record_line
 
 SIZE = (40, 30)
 
