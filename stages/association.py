@@ -127,8 +127,8 @@ class Association:
 
         Returns:
             Boxes of the tracks that were matched at the last update, with the score and class they
-            had there, by id; none once they count as lost. None where there was no update since
-            `reset`.
+            had there, best first; none once they count as lost. None where there was no update
+            since `reset`.
         """
         if self._class_names is None:
             return None
@@ -139,7 +139,7 @@ class Association:
                 own = each.ids.get(track.tracker_id, -1)
                 if own in self._last:
                     boxes[own] = _box_after(track, passed_s * self._rate_hz, self._rate_hz)
-        ids = sorted(boxes)
+        ids = sorted(boxes, key=lambda own: (-self._last[own].score, own))
         limit = np.array([*size_wh, *size_wh], np.float64)
         xyxy = np.array([boxes[i] for i in ids], np.float64).reshape(-1, 4).clip(0, limit)
         # NaN compares as False and goes too.

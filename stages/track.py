@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from stages.association import Association
 
 _INSTALL: Final = 'install it with pip install -e ".[track]", or take the stage track out'
-_ASSUMED_HZ: Final = 30.0
+_ASSUMED_HZ: Final = 30
 """Nominal rate of a stream that does not say its own."""
 _TOO_OFTEN_LATE: Final = 3
 
@@ -65,7 +66,7 @@ class TrackConfig(StageConfig):
         2, ge=1, le=100, description="Detections in a row after which a track gets its id."
     )
     lost_s: float = Field(
-        1.0,
+        2.0,
         gt=0,
         le=60,
         description="How long a track that is not seen is waited for, seconds, in steps of 1/30 s.",
@@ -159,7 +160,7 @@ class TrackStage(Stage[Frame, Frame]):
                 iou_threshold=config.iou_threshold,
                 buffer=config.buffer,
                 confirm=config.confirm,
-                rate_hz=float(info.rate_hz) if info and info.rate_hz else _ASSUMED_HZ,
+                rate_hz=float(info.rate_hz if info and info.rate_hz else _ASSUMED_HZ),
             )
             self._streams[stream] = _Stream(
                 stream, config, association, self.counters, context, self.name
@@ -186,7 +187,8 @@ class _Stream:
         self._stage = stage
         self._last: tuple[tuple[int, tuple[int, int]], FrameTime] | None = None
         """Of the frame before: epoch and size, and its time. Not the frame: it holds pixels."""
-        self._time_s = 0.0
+        self._clock_s = Fraction(0)
+        """Exact, so that a day of small steps adds up to a day."""
         self._looked_s: float | None = None
         self._seldom = 0
         """Looks in a row that came too late for every track."""
@@ -221,16 +223,20 @@ class _Stream:
             return
         now, then = frame.time.media_s, last[1].media_s
         if now is None or then is None:
-            elapsed_s = (frame.time.captured_ns - last[1].captured_ns) / 1e9
+            elapsed_s = Fraction(frame.time.captured_ns - last[1].captured_ns, 10**9)
         else:
-            elapsed_s = float(now - then)
+            elapsed_s = now - then
         if elapsed_s <= 0:
             # Sources repair their times; whatever slips through must not stop the clock.
             self._counters["time_repaired"] += 1
-            elapsed_s = 1 / _ASSUMED_HZ
-        self._time_s += elapsed_s
+            elapsed_s = Fraction(1, _ASSUMED_HZ)
+        self._clock_s += elapsed_s
         if elapsed_s > self._config.lost_s:
             self._begin(frame.size_wh)
+
+    @property
+    def _time_s(self) -> float:
+        return float(self._clock_s)
 
     def _begin(self, size_wh: tuple[int, int]) -> None:
         self._association.reset()
