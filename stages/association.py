@@ -30,6 +30,8 @@ class _ClassTracker:
     tracker: Any
     ids: dict[int, int] = field(default_factory=dict)
     """The package's id to ours, of tracks that are alive."""
+    runs: dict[int, int] = field(default_factory=dict)
+    """The package's id to detections in a row, of tracks that wait for an id of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Association:
         iou_threshold: least overlap of a detection with where its track is expected.
         buffer: boxes are enlarged by this share of their size on every side for that (buffered
             IoU, Yang et al. 2023, arXiv:2211.14317).
-        confirm: detections in a row after which a track gets its id.
+        confirm: detections in a row after which a track gets its id; at least 2.
         rate_hz: the stream's nominal rate: the step for which the filters' noise is tuned.
     """
 
@@ -71,13 +73,18 @@ class Association:
         self._options: dict[str, Any] = {
             "lost_track_buffer": max(1, round(lost_s * _BUFFER_HZ)),
             "frame_rate": rate_hz,
-            "minimum_consecutive_frames": confirm,
             "high_conf_det_threshold": score_threshold,
             "minimum_iou_threshold": iou_threshold,
             "iou": BIoU(buffer),
         }
+        # Their ids come with the second detection, which ByteTrack counts as 2 and OC-SORT as 1.
+        # More than that is counted here: OC-SORT would take ids away after every miss.
         if method == "bytetrack":
             self._options["track_activation_threshold"] = score_threshold
+            self._options["minimum_consecutive_frames"] = 2
+        else:
+            self._options["minimum_consecutive_frames"] = 1
+        self._confirm = confirm
         self._next_id = 1
         self.reset()
 
@@ -165,16 +172,25 @@ class Association:
             for row, theirs in zip(linked.data["row"], linked.tracker_id, strict=True):
                 if theirs >= 0:
                     result[row] = self._own_id(each, int(theirs))
+            seen = set(linked.tracker_id.tolist())
+        else:
+            seen = set()
         alive = {track.tracker_id for track in each.tracker.tracks}
         each.ids = {theirs: own for theirs, own in each.ids.items() if theirs in alive}
+        each.runs = {i: n if i in seen else 0 for i, n in each.runs.items() if i in alive}
         if not each.tracker.tracks:
             del self._classes[class_id]
         return result
 
     def _own_id(self, each: _ClassTracker, theirs: int) -> int:
-        if theirs not in each.ids:
-            each.ids[theirs] = self._next_id
-            self._next_id += 1
+        if theirs in each.ids:
+            return each.ids[theirs]
+        each.runs[theirs] = each.runs.get(theirs, 1) + 1
+        if each.runs[theirs] < self._confirm:
+            return -1
+        del each.runs[theirs]
+        each.ids[theirs] = self._next_id
+        self._next_id += 1
         return each.ids[theirs]
 
 

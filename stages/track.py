@@ -63,7 +63,7 @@ class TrackConfig(StageConfig):
         "things that are small, quick or were hidden are found again.",
     )
     confirm: int = Field(
-        2, ge=1, le=100, description="Detections in a row after which a track gets its id."
+        2, ge=2, le=100, description="Detections in a row after which a track gets its id."
     )
     lost_s: float = Field(
         2.0,

@@ -73,14 +73,14 @@ def test_ids_hold_through_crossings():
 def test_ids_hold_where_only_every_second_frame_is_inferred():
     found = scores(every=2)
     assert min(found) > 0.93, found
-    assert np.mean(found) > 0.95, found
+    assert np.mean(found) > 0.96, found
 
 
-@pytest.mark.parametrize("method", ["ocsort", "bytetrack"])
-def test_ids_hold_where_detections_are_missed(method):
+@pytest.mark.parametrize(("method", "least"), [("ocsort", 0.95), ("bytetrack", 0.9)])
+def test_ids_hold_where_detections_are_missed(method, least):
     """With 5 % of the boxes missing nothing above 0.974 can be reached."""
     found = scores(method, drop=0.05)
-    assert np.mean(found) > 0.89, found
+    assert np.mean(found) > least, found
 
 
 def test_the_shipped_models_own_detections_are_followed():

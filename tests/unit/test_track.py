@@ -66,11 +66,25 @@ def test_ids_follow_boxes_and_not_their_order(method):
     assert ids(out)[-1].count(-1) == 0
 
 
-def test_an_id_comes_with_the_second_detection():
-    out, _ = follow(moving(4), method="bytetrack")
-    assert ids(out) == [[-1], [1], [1], [1]]
-    out, _ = follow(moving(4), method="bytetrack", confirm=3)
-    assert ids(out) == [[-1], [-1], [1], [1]]
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("confirm", [2, 3, 5])
+def test_an_id_comes_with_so_many_detections_in_a_row_and_stays(method, confirm):
+    rows = [[box(20, 50)]] * 9 + [[box(20, 50), box(120, 50)]] * 9
+    rows[14] = []
+    out, _ = follow(
+        [frame(k / 30, row) for k, row in enumerate(rows)], method=method, confirm=confirm
+    )
+    assert [row[0] for row in ids(out) if row] == [-1] * (confirm - 1) + [1] * (18 - confirm)
+    assert [row[1] for row in ids(out) if len(row) > 1] == [-1] * (confirm - 1) + [2] * (
+        9 - confirm
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_miss_counts_anew_before_there_is_an_id(method):
+    rows = [[box(20, 50)]] * 3 + [[]] + [[box(20, 50)]] * 5
+    out, _ = follow([frame(k / 30, row) for k, row in enumerate(rows)], method=method, confirm=4)
+    assert [row[0] for row in ids(out) if row] == [-1] * 6 + [1] * 2
 
 
 @pytest.mark.parametrize("method", METHODS)
