@@ -6,6 +6,7 @@ is; a path has the colour of its class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import cv2
@@ -40,14 +41,10 @@ def draw_counts(canvas: Canvas, tracks: Tracks) -> None:
 def label_counts(canvas: Canvas, tracks: Tracks) -> None:
     """Write the name and the counts at each zone and line."""
     for zone in tracks.zones:
-        x, y, width, height = cv2.boundingRect(_pixels(zone.polygon))
-        place = _inside(canvas, (x, y, x + width, y + height))
-        canvas.label(place, zone.name, _WHITE, f" {len(zone.dwell_s)}")
+        canvas.label(_top(canvas, zone.polygon), zone.name, _WHITE, f" {len(zone.dwell_s)}")
     for line in tracks.lines:
-        x, y, width, height = cv2.boundingRect(_pixels((line.start, line.end)))
-        place = _inside(canvas, (x, y, x + width, y + height))
         counts = f" in {line.crossed_in} out {line.crossed_out}"
-        canvas.label(place, line.name, _WHITE, counts)
+        canvas.label(_top(canvas, (line.start, line.end)), line.name, _WHITE, counts)
 
 
 def draw_trails(canvas: Canvas, tracks: Tracks, found: Detections, trail_s: float) -> None:
@@ -85,6 +82,8 @@ def _pixels(points: object) -> NDArray[np.int32]:
     return np.floor(np.asarray(points, np.float64)).astype(np.int32)
 
 
-def _inside(canvas: Canvas, edges: Edges) -> Edges:
-    left, top, right, bottom = edges
-    return max(left, 0), max(top, 0), min(right, canvas.width), min(bottom, canvas.height)
+def _top(canvas: Canvas, points: Sequence[Point]) -> Edges:
+    """Return the pixel of the highest corner, inside the picture: where a label belongs."""
+    x, y = min(_pixels(points).tolist(), key=lambda corner: (corner[1], corner[0]))
+    x, y = min(x, canvas.width - 1), min(y, canvas.height - 1)
+    return x, y, x + 1, y + 1
