@@ -45,7 +45,7 @@ def cached(url: str, sha256: str, folder: Path | None = None) -> Path | None:
     if not found.startswith(sha256):
         raise ModelError(
             f"{target} is not the file that was published: its sha256 is {found}, expected "
-            f"{sha256}; delete it and try again"
+            f"{_told(sha256)}; delete it and try again"
         )
     return target
 
@@ -82,14 +82,14 @@ def fetch(
         kept = " What has arrived is kept, and the next try goes on from there." * part.is_file()
         raise ModelError(
             f"{url} cannot be downloaded ({reason}).{kept} Without network: download it "
-            f"elsewhere and put it at {target} (sha256 {sha256})"
+            f"elsewhere and put it at {target} (sha256 {_told(sha256)})"
         ) from error
     found = _sha256(part)
     if not found.startswith(sha256):
         part.unlink()
         raise ModelError(
-            f"{url} gave another file than was published: sha256 {found}, expected {sha256}. It "
-            "was deleted"
+            f"{url} gave another file than was published: sha256 {found}, expected "
+            f"{_told(sha256)}. It was deleted"
         )
     part.replace(target)
     return target
@@ -98,6 +98,11 @@ def fetch(
 def is_cached(url: str) -> bool:
     """Return whether a file of that name is in the cache, unchecked."""
     return _target(url, None).is_file()
+
+
+def _told(sha256: str) -> str:
+    digits = len(sha256)
+    return sha256 if digits == 64 else f"{sha256}..., of which only {digits} digits are published"
 
 
 def _target(url: str, folder: Path | None) -> Path:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 OPSET: Final = 18
 """The lowest that torch's exporter writes without converting; ONNX Runtime runs it from 1.14."""
+_SIDES: Final = (2, "height"), (3, "width")
 LEGACY_OPSET: Final = 17
 """The highest that torch's older exporter writes for detectors."""
 
@@ -95,6 +96,7 @@ def to_graph(
     *,
     legacy: bool = False,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
 ) -> bytes:
     """Return `network` as a checked, serialised graph with input "images" and no metadata.
 
@@ -104,6 +106,7 @@ def to_graph(
         outputs: names for what it returns, in order.
         legacy: trace it as a script, for networks that torch.export cannot follow.
         dynamic_batch: leave the batch size free; not with `legacy`.
+        dynamic_size: leave height and width free too; not with `legacy`.
     """
     import onnx
     import torch
@@ -120,12 +123,14 @@ def to_graph(
             )
             model = onnx.load_model_from_string(file.getvalue())
         else:
-            free = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+            free = {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}
+            if dynamic_size:
+                free |= {axis: torch.export.Dim(name) for axis, name in _SIDES}
             program = torch.onnx.export(
                 network,
                 (images,),
                 dynamo=True,
-                dynamic_shapes=free,
+                dynamic_shapes=(free,) if free else None,
                 opset_version=OPSET,
                 verbose=False,
                 **names,

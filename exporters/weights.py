@@ -9,18 +9,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from exporters.download import Progress, cached, fetch
-from exporters.frames import pictures
-from exporters.zoo import Entry
+from exporters.entry import Entry
+from exporters.lively import enliven
 from pipeline.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,8 +28,6 @@ RANDOM: Final = "random"
 SEED: Final = 0
 _UNKNOWN_LICENCE: Final = "unknown: weights of the user"
 _OWN_LICENCE: Final = "Apache-2.0"
-_LEAST_DEVIATION: Final = 1e-3
-"""Below this a layer does not depend on the picture, and is not blown up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +39,8 @@ class Source:
     licence: str
     url: str | None = None
     file_sha256: str | None = None
+    class_names: tuple[str, ...] = ()
+    """Of all that the network scores: the checkpoint's, or the entry's."""
 
     def facts(self) -> Mapping[str, object]:
         """Return what the exported file says about it."""
@@ -63,8 +60,8 @@ def build(
     """Return the network in evaluation mode and where its weights are from.
 
     Args:
-        entry: the model.
-        weights: `official`, `random` or the path of a state dict.
+        entry: the model; a checkpoint that names its classes gets a network for as many.
+        weights: `official`, `random` or the path of a checkpoint.
         progress: told about a download.
         download: whether `official` may use the network; else the cache only.
 
@@ -73,47 +70,73 @@ def build(
     """
     import torch
 
-    if weights == OFFICIAL:
-        published = entry.official
-        path = (
-            fetch(published.url, published.sha256, progress=progress)
-            if download
-            else cached(published.url, published.sha256)
-        )
-        if path is None:
-            raise ModelError(f"{published.url} is not in the cache; --weights official fetches it")
-        source = Source(OFFICIAL, published.licence, published.url, _sha256(path))
-    elif weights != RANDOM:
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise ModelError(
-                f"there is no file {weights}: --weights takes FILE, official or random"
-            )
-        source = Source("file", _UNKNOWN_LICENCE, None, _sha256(path))
-    else:
-        path, source = None, Source(RANDOM, _OWN_LICENCE)
-    state = None if path is None else read_state(path)
+    path, source = _find(entry, weights, progress, download=download)
+    checkpoint = None if path is None else read_checkpoint(path)
+    if checkpoint is not None and checkpoint.class_names:
+        entry = entry.named(checkpoint.class_names)
     with _own_random_numbers(SEED):
         module, _, function = entry.builder.partition(":")
         network: nn.Module = getattr(import_module(module), function)(
-            entry.preprocessing.size_wh, **entry.arguments
+            entry.preprocessing.size_wh, classes=entry.network_classes, **entry.arguments
         )
         network.eval().requires_grad_(requires_grad=False)
-        if state is None:
-            _enliven(network, entry)
-    if path is not None and state is not None:
-        _load(network, state, entry, path)
+        if checkpoint is None:
+            enliven(network, entry)
+    if path is not None and checkpoint is not None:
+        _load(network, checkpoint, entry, path)
     bad = [name for name, value in network.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise ModelError(
             f"the weights of {entry.name} hold values that are not finite, first in {bad[0]}: the "
             "file is damaged, or its training went wrong"
         )
-    return network, source
+    return network, replace(source, class_names=entry.class_names)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the tensors of a checkpoint by name; `model` or `state_dict` inside it is unpacked.
+def _find(
+    entry: Entry, weights: str, progress: Progress | None, *, download: bool
+) -> tuple[Path | None, Source]:
+    """Return the checkpoint's file, None for random weights, and where it is from."""
+    if weights == RANDOM:
+        return None, Source(RANDOM, _OWN_LICENCE)
+    if weights != OFFICIAL:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise ModelError(
+                f"there is no file {weights}: --weights takes FILE, official or random"
+            )
+        return path, Source("file", _UNKNOWN_LICENCE, None, _sha256(path))
+    published = entry.official
+    if published is None:
+        raise ModelError(
+            f"nobody has published weights of {entry.name}: give --weights FILE (a checkpoint of "
+            "yours), or --weights random to try the path"
+        )
+    found = (
+        fetch(published.url, published.sha256, progress=progress)
+        if download
+        else cached(published.url, published.sha256)
+    )
+    if found is None:
+        raise ModelError(f"{published.url} is not in the cache; --weights official fetches it")
+    return found, Source(OFFICIAL, published.licence, published.url, _sha256(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a file of weights holds."""
+
+    state: Mapping[str, Any]
+    """Tensors by name."""
+    class_names: tuple[str, ...] = ()
+    """What the network was trained for; empty where the file does not say it."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the tensors of a checkpoint by name, and the names of its classes.
+
+    A plain state dict, or a mapping with the state dict as `model` or `state_dict` and, if its
+    classes are not those of the published weights, their names as `class_names`.
 
     Raises:
         ModelError: no checkpoint, or one with more than tensors and plain values in it.
@@ -129,20 +152,41 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"{path} cannot be read as a checkpoint: {error}") from error
+    class_names: tuple[str, ...] = ()
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            class_names = _names(path, state.get("class_names"))
             state = state[key]
     if not isinstance(state, Mapping) or not state:
         raise ModelError(f"{path} holds no state dict, but {type(state).__name__}")
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict: not all its values are tensors")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    return Checkpoint(tensors, class_names)
 
 
-def _load(network: nn.Module, state: Mapping[str, Any], entry: Entry, path: Path) -> None:
+def _names(path: Path, given: object) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, str)
+        or not all(isinstance(name, str) and name for name in given)
+        or not given
+    ):
+        raise ModelError(f"{path}: class_names must be a list of names, got {given!r:.200}")
+    return tuple(given)
+
+
+def _load(network: nn.Module, checkpoint: Checkpoint, entry: Entry, path: Path) -> None:
     import torch
 
     inner: nn.Module = network.inner
+    state = {
+        name: value
+        for name, value in checkpoint.state.items()
+        if not any(fnmatch(name, pattern) for pattern in entry.unused)
+    }
     counters = "num_batches_tracked"
     own = inner.state_dict()
     missing = [name for name in own if name not in state and not name.endswith(counters)]
@@ -155,96 +199,22 @@ def _load(network: nn.Module, state: Mapping[str, Any], entry: Entry, path: Path
     if missing or surplus or shapes:
         told = [f"{len(missing)} tensors are missing, such as {missing[0]}"] if missing else []
         told += [f"{len(surplus)} are unknown, such as {surplus[0]}"] if surplus else []
-        raise ModelError(f"{path} does not fit {entry.name}: {'; '.join([*told, *shapes[:3]])}")
-    inner.load_state_dict(dict(state), strict=False)
+        text = f"{path} does not fit {entry.name}: {'; '.join([*told, *shapes[:3]])}"
+        if shapes:
+            whose = (
+                "its class_names say" if checkpoint.class_names else "the published weights have"
+            )
+            text += (
+                f". Expected are the {entry.network_classes} classes that {whose}, any background "
+                "included; for others save the file with their names: torch.save({'model': "
+                "network.state_dict(), 'class_names': ['cat', 'dog']}, FILE)"
+            )
+        raise ModelError(text)
+    inner.load_state_dict(state, strict=False)
     # Checkpoints of frozen batch normalisation have no counters, and may have another epsilon.
     for name, module in inner.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d) and f"{name}.{counters}" not in state:
             module.eps = entry.frozen_eps
-
-
-def _enliven(network: nn.Module, entry: Entry) -> None:
-    """Make outputs depend on the picture: statistics of batch normalisation from real pictures,
-    and last layers whose outputs spread so that some things are found."""
-    import torch
-
-    from stages.fitting import Fitter
-
-    fitter = Fitter(entry.preprocessing)
-    images = [p.image for p in pictures(None)]
-    batch = torch.from_numpy(np.stack([fitter.fit(i)[0] for i in images]).astype(np.float32))
-    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms:
-            norm.train()
-            norm.momentum = None  # the plain mean over what has been seen
-            norm.reset_running_stats()
-            # Half a deviation around half a deviation: activations stay nearly linear. Untrained
-            # layers that bend fully are chaotic together: rounding grew 5000-fold in YOLOX-nano.
-            norm.weight.fill_(0.5)
-            norm.bias.fill_(0.5)
-        for one in _runs(batch, entry):
-            network(one)
-        for norm in norms:
-            norm.eval()
-        with _moments(network, entry.lively) as moments:
-            for one in _runs(batch, entry):
-                network(one)
-        for name, module in network.named_modules():
-            if name not in moments:
-                continue
-            mean, deviation = moments[name].result()
-            goal_mean, goal_deviation = next(
-                goal for pattern, goal in entry.lively.items() if fnmatch(name, pattern)
-            )
-            # One gain for the layer: its stillest channels would be blown up, and rounding with
-            # them.
-            gain = goal_deviation / float(deviation.median().clamp(min=_LEAST_DEVIATION))
-            module.weight.mul_(gain)
-            module.bias.copy_((module.bias - mean) * gain + goal_mean)
-
-
-def _runs(batch: Any, entry: Entry) -> Sequence[Any]:  # noqa: ANN401 - torch.Tensor, imported late
-    return [batch] if entry.dynamic_batch else list(batch.split(1))
-
-
-class _Moments:
-    """Mean and deviation of each channel over all calls of a layer."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum: Any = 0.0
-        self._squares: Any = 0.0
-
-    def see(self, module: Any, inputs: object, output: Any) -> None:  # noqa: ANN401, ARG002 - torch's hook
-        channels = output.transpose(0, 1) if output.ndim == 4 else output.transpose(0, -1)
-        flat = channels.reshape(len(channels), -1).double()
-        self._count += flat.shape[1]
-        self._sum = self._sum + flat.sum(1)
-        self._squares = self._squares + flat.square().sum(1)
-
-    def result(self) -> tuple[Any, Any]:
-        mean = self._sum / self._count
-        return mean, (self._squares / self._count - mean.square()).clamp(min=0).sqrt()
-
-
-@contextmanager
-def _moments(network: nn.Module, patterns: Mapping[str, object]) -> Iterator[dict[str, _Moments]]:
-    import torch
-
-    seen: dict[str, _Moments] = {}
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and any(
-            map(partial(fnmatch, name), patterns)
-        ):
-            seen[name] = _Moments()
-            hooks.append(module.register_forward_hook(seen[name].see))
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

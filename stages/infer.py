@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from pipeline.config import StageConfig
 from pipeline.frame import Inferred, Prepared
@@ -27,17 +27,25 @@ class InferConfig(StageConfig):
     """Which model, on what, and what to believe instead of what the file says about itself."""
 
     model: str | None = Field(
-        None, description="A model file (.onnx) or the name of a model that is shipped."
+        None,
+        description="A model file (.onnx), the name of a model that is shipped, or of a network.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
     )
-    backend: Literal["auto", "onnx", "openvino"] = Field(
+    backend: Literal["auto", "onnx", "openvino", "torch"] = Field(
         "auto",
-        description="What runs the graph: onnx is ONNX Runtime; openvino is OpenVINO on the CPU "
-        "(an extra). auto takes what is there, ONNX Runtime first.",
+        description="What runs the model: onnx is ONNX Runtime; openvino is OpenVINO on the CPU "
+        "(an extra); torch (an extra) runs the networks that export knows, without a file, and "
+        "files exported from them. auto takes what is there, ONNX Runtime first, never torch.",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="For the backend torch: official, random, or a file. Default: official, or "
+        "those that an exported file states.",
     )
     provider: Literal["auto", "cuda", "tensorrt"] = Field(
         "auto",
@@ -46,8 +54,8 @@ class InferConfig(StageConfig):
     )
     precision: Literal["fp32", "fp16", "bf16"] = Field(
         "fp32",
-        description="What is computed in, for backends that can choose: openvino, and onnx with "
-        "provider tensorrt. Results differ from fp32.",
+        description="What is computed in, for backends that can choose: openvino, torch (fp16 on "
+        "CUDA only), and onnx with provider tensorrt. Results differ from fp32.",
     )
     gpu_memory_bytes: ByteSize | None = Field(
         None,
@@ -103,6 +111,21 @@ class InferConfig(StageConfig):
     options: dict[str, object] = Field(
         default_factory=dict, description="Options of the decoder, such as anchors or strides."
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _only_with_torch(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # Without "backend" that one is wrong itself, and told so.
+        if value is not None and info.data.get("backend", "torch") != "torch":
+            raise ValueError("this is for the backend torch; remove it, or add --backend torch")
+        return value
+
+    @field_validator("provider", "gpu_memory_bytes")
+    @classmethod
+    def _not_with_torch(cls, value: object, info: ValidationInfo) -> object:
+        if value not in (None, "auto") and info.data.get("backend") == "torch":
+            raise ValueError("this is for ONNX Runtime; remove it, or add --backend onnx")
+        return value
 
 
 class InferStage(Stage[Prepared, Inferred]):

@@ -102,6 +102,15 @@ class MapSource(ABC):
     def paint(self, letterbox: Letterbox) -> U8:
         """Return (h, w) uint8: the class of each pixel of the original picture."""
 
+    @abstractmethod
+    def lead(self, letterbox: Letterbox, class_id: U8) -> F32:
+        """Return (h, w) float32: how far each pixel's class is ahead of another one.
+
+        Args:
+            letterbox: How the picture was fitted into the model's input.
+            class_id: (h, w) uint8, the class to compare with at each pixel of the original picture.
+        """
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:

@@ -39,8 +39,6 @@ class PrototypeMasks(MaskSource):
 
     def cut(self, letterbox: Letterbox, xyxy: F32) -> tuple[Mask, ...]:
         """Return one mask for each row, cut off at its box; see `MaskSource.cut`."""
-        if not np.isfinite(self.coefficients).all():
-            raise ModelError("mask coefficients are not finite: the graph went wrong")
         count, height, width = self.prototypes.shape
         masks = []
         for weights, (x1, y1, x2, y2) in zip(
@@ -50,7 +48,9 @@ class PrototypeMasks(MaskSource):
             left, right = _cells(x1, x2, letterbox, 0, width)
             top, bottom = _cells(y1, y2, letterbox, 1, height)
             part = self.prototypes[:, top:bottom, left:right]
-            total = (weights @ part.reshape(count, -1)).reshape(part.shape[1:])
+            with np.errstate(invalid="ignore", over="ignore"):  # told below
+                total = (weights @ part.reshape(count, -1)).reshape(part.shape[1:])
+            _check_finite(total)
             values = _enlarge(
                 total, letterbox, (x1, y1, x2, y2), cells_wh=(width, height), offset=(left, top)
             )
@@ -80,8 +80,7 @@ class PatchMasks(MaskSource):
         """Return one mask for each row, cut off at the picture; see `MaskSource.cut`."""
         import cv2
 
-        if not np.isfinite(self.patches).all():
-            raise ModelError("masks are not finite: the graph went wrong on this picture")
+        _check_finite(self.patches)
         padded = np.pad(self.patches, ((0, 0), (1, 1), (1, 1)))
         corners = letterbox.points_to_source(self.xyxy.reshape(-1, 2, 2))
         centre, half = corners.mean(axis=1), (corners[:, 1] - corners[:, 0]) * _HALF
@@ -130,6 +129,7 @@ class PlaneMasks(MaskSource):
         masks = []
         for plane, box in zip(self.planes, _inside(xyxy, letterbox.source_wh), strict=True):
             values = _enlarge(plane, letterbox, box, cells_wh=(width, height))
+            _check_finite(values)
             masks.append(Mask(box[0], box[1], values > _HALF))
         return tuple(masks)
 
@@ -169,6 +169,18 @@ class ScoreMap(MapSource):
             best = cv2.max(values, best, best)
         return painted
 
+    def lead(self, letterbox: Letterbox, class_id: U8) -> F32:
+        """Return each pixel's score minus that of the class given there; see `MapSource.lead`."""
+        height, width = self.scores.shape[1:]
+        box = (0, 0, *letterbox.source_wh)
+        painted = self.paint(letterbox)
+        ahead = np.zeros(painted.shape, np.float32)
+        for one in np.union1d(painted, class_id).tolist():
+            values = _enlarge(self.scores[one], letterbox, box, cells_wh=(width, height))
+            np.add(ahead, values, out=ahead, where=painted == one)
+            np.subtract(ahead, values, out=ahead, where=class_id == one)
+        return ahead
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThresholdMap(MapSource):
@@ -184,6 +196,21 @@ class ThresholdMap(MapSource):
         box = (0, 0, *letterbox.source_wh)
         values = _enlarge(self.plane, letterbox, box, cells_wh=(width, height))
         return (values > np.float32(self.threshold)).view(np.uint8)
+
+    def lead(self, letterbox: Letterbox, class_id: U8) -> F32:
+        """Return how far the plane is from the threshold where the other class is given, else 0."""
+        height, width = self.plane.shape
+        box = (0, 0, *letterbox.source_wh)
+        values = _enlarge(self.plane, letterbox, box, cells_wh=(width, height))
+        ahead: F32 = np.abs(values - np.float32(self.threshold))
+        ahead[self.paint(letterbox) == class_id] = 0
+        return ahead
+
+
+def _check_finite(values: F32) -> None:
+    """Refuse NaN, which is below every threshold and would make an empty mask."""
+    if not np.isfinite(values).all():
+        raise ModelError("masks are not finite: the graph went wrong on this picture")
 
 
 def _inside(xyxy: F32, source_wh: tuple[int, int]) -> list[tuple[int, int, int, int]]:

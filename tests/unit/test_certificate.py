@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.certificate import FLIP_SHARE, SCORE_TOLERANCE, TENSOR_TOLERANCE, certify
+from exporters.certificate import certify
 from exporters.frames import Picture
+from exporters.matching import SCORE_TOLERANCE
+from exporters.outcome import FLIP_SHARE, TENSOR_TOLERANCE
 from tests.helpers.models import FakeModel, TableDecoder
 
 SIZE = 640

@@ -37,6 +37,7 @@ ALLOWED = {
         "stages.fitting",
         "stages.infer",
         "stages.model",
+        "stages.model_files",
         "stages.nms",
         "stages.sources",
         "pipeline",
@@ -138,6 +139,7 @@ def test_no_module_has_a_name_that_says_nothing():
         ["list", "stages"],
         ["list", "models"],
         ["export", "--help"],
+        ["models", "--help"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]).replace(str(ROOT), ""),
 )
