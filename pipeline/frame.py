@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.detections import Detections
 from pipeline.geometry import F32, Letterbox
+from pipeline.tracks import Tracks
 
 U8 = NDArray[np.uint8]
 
@@ -128,7 +129,12 @@ class Frame:
     image: U8
     """(h, w, 3) uint8 BGR, host memory, rotation applied."""
     detections: Detections | None = None
-    """None: no detector ran. Empty: one ran and found nothing."""
+    """None: no detector ran. Empty: one ran and found nothing. Predicted by the tracker where
+    `inferred` is False."""
+    inferred: bool = True
+    """False where the model was not run on purpose (`infer.detect_every`)."""
+    tracks: Tracks | None = None
+    """None: nothing follows objects in this chain."""
     segmentation: Segmentation | None = None
     """None: no semantic segmentation ran."""
     depth: DepthMap | None = None
@@ -161,6 +167,7 @@ class Frame:
         size = self.image.nbytes
         size += 0 if self.detections is None else self.detections.nbytes
         size += 0 if self.segmentation is None else self.segmentation.class_id.nbytes
+        size += 0 if self.tracks is None else self.tracks.nbytes
         return size + (0 if self.depth is None else self.depth.values.nbytes)
 
     def __repr__(self) -> str:
@@ -175,7 +182,7 @@ class Prepared:
     frame: Frame
     tensor: NDArray[np.generic]
     """One picture in the model's layout and dtype, without the batch axis: (3, h, w) or (h, w,
-    3)."""
+    3). Empty where `frame.inferred` is False."""
     letterbox: Letterbox
 
     @property
@@ -196,7 +203,7 @@ class Inferred:
     frame: Frame
     outputs: Mapping[str, NDArray[np.generic]]
     """Output name to array, as if the graph had been run on this frame alone: where the graph has a
-    batch axis it is kept, with size 1."""
+    batch axis it is kept, with size 1. None at all where `frame.inferred` is False."""
     letterbox: Letterbox
 
     @property

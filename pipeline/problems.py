@@ -153,9 +153,10 @@ def _place(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseMode
     path: list[str | int] = []
     owner: type[BaseModel] | None = model
     for depth, part in enumerate(loc):
+        if isinstance(part, int):  # where it is an item of a list of sections, that one goes on
+            path.append(part)
+            continue
         if section is None:
-            if isinstance(part, int):
-                path.append(part)
             continue
         owner = section
         field = section.model_fields.get(str(part))
@@ -168,9 +169,11 @@ def _place(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseMode
 
 
 def _section_of(annotation: object) -> type[BaseModel] | None:
-    """Return the config class inside an annotation such as `X`, `X | None`; else None."""
+    """Return the config class inside an annotation: `X`, `X | None`, `tuple[X, ...]`; else None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if get_origin(annotation) is tuple:
+        return _section_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         found = [s for s in map(_section_of, get_args(annotation)) if s is not None]
         return found[0] if len(found) == 1 else None

@@ -29,6 +29,7 @@ _PACKAGES = (
     "opencv-python",
     "openvino",
     "torch",
+    "trackers",
 )
 
 

@@ -163,8 +163,11 @@ def _build_stages(
         # The order check has made sure that an infer stage comes before nms, after preprocess.
         before = [i for i in models if i <= index]
         after = [i for i in models if i >= index]
-        owner = after[0] if part.kind.name == "preprocess" else before[-1]
-        stages.append(_construct(part, models[owner]))
+        if part.kind.name == "preprocess":
+            every = cast("InferConfig", parts[after[0]].config).detect_every
+            stages.append(_construct(part, models[after[0]], every))
+        else:
+            stages.append(_construct(part, models[before[-1]]))
     return tuple(stages), next(iter(models.values()), None)
 
 

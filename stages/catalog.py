@@ -79,6 +79,7 @@ STAGES: Final = _table(
     ("preprocess", "stages.preprocess", "Preprocess", "Fits the picture into the model's input."),
     ("infer", "stages.infer", "Infer", "Runs the model."),
     ("nms", "stages.nms", "Nms", "Turns outputs into detections and drops doubles."),
+    ("track", "stages.track", "Track", "Follows objects over time; counts at lines, in zones."),
     ("overlay", "stages.overlay", "Overlay", "Draws boxes, labels and figures."),
 )
 

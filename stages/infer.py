@@ -82,6 +82,12 @@ class InferConfig(StageConfig):
     batch_wait_s: float = Field(
         0.0, ge=0, le=10, description="How long to wait for a full batch, seconds."
     )
+    detect_every: Positive = Field(
+        1,
+        le=1000,
+        description="Run the model on every n-th frame of a stream only; the stage track, which "
+        "must follow, predicts the boxes between. A batch counts all frames: leave it at 1 then.",
+    )
     decoder: str | None = Field(
         None, description="What the outputs mean, where the file does not say it."
     )
@@ -123,7 +129,10 @@ class InferConfig(StageConfig):
 
 
 class InferStage(Stage[Prepared, Inferred]):
-    """Runs the model on one frame or a batch of them, and gives each frame its own outputs."""
+    """Runs the model on one frame or a batch of them, and gives each frame its own outputs.
+
+    Frames marked by preprocess (`Frame.inferred` False) pass with no outputs.
+    """
 
     accepts = Prepared
     produces = Inferred
@@ -164,14 +173,16 @@ class InferStage(Stage[Prepared, Inferred]):
         """
         if not self._open:
             raise RuntimeError(f"{self.name} is not open: call open() before process()")
-        tensors = [item.tensor for item in items]
+        tensors = [item.tensor for item in items if item.frame.inferred]
+        if not tensors:
+            return [Inferred(item.frame, {}, item.letterbox) for item in items]
         # Always the same shape: another batch size may be computed in another order, and then the
         # last digits of a frame's boxes would depend on how fast its neighbours came.
         padding = [np.zeros_like(tensors[0])] * (self.batching.max_size - len(tensors))
-        outputs = self._model.run(tensors + padding)
+        outputs = iter(self._model.run(tensors + padding))
         return [
-            Inferred(item.frame, output, item.letterbox)
-            for item, output in zip(items, outputs, strict=False)
+            Inferred(item.frame, next(outputs) if item.frame.inferred else {}, item.letterbox)
+            for item in items
         ]
 
     def close(self) -> None:

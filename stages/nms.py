@@ -96,7 +96,7 @@ class NmsStage(Stage[Inferred, Frame]):
         self._context = context
 
     def process(self, items: Sequence[Inferred]) -> Sequence[Frame]:
-        """Return one frame for each item, in order, with its results.
+        """Return one frame for each item, in order, with its results; those without stay so.
 
         Raises:
             ModelError: the outputs are not what the decoder reads, or hold NaN.
@@ -114,6 +114,8 @@ class NmsStage(Stage[Inferred, Frame]):
         self._context = None
 
     def _result(self, item: Inferred, context: RunContext) -> Frame:
+        if not item.frame.inferred:
+            return item.frame
         found = self._model.decoder.decode(item.outputs, self._config.score_threshold)
         if found.class_map is not None:
             segmentation = self._segment(found.class_map, item)

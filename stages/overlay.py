@@ -38,6 +38,16 @@ class OverlayConfig(StageConfig):
         default=True,
         description="Write '#id' before the name where a tracker gave one; needs labels.",
     )
+    trails: float = Field(
+        0.0,
+        ge=0,
+        le=60,
+        description="Seconds of each track's path to draw behind it; needs the stage track.",
+    )
+    counts: bool = Field(
+        default=True,
+        description="Draw the lines and zones of the stage track, with their counts.",
+    )
     masks: bool = Field(
         default=True, description="Tint the pixels of each detection that has a mask."
     )
@@ -139,6 +149,7 @@ class OverlayStage(Stage[Frame, Frame]):
         # Imported by `open`; at module level it would load cv2 for `check` and `list` too.
         from stages import drawing
         from stages.drawing_results import legend_of, tint_map
+        from stages.drawing_tracks import draw_counts, draw_trails, label_counts
 
         if self._font is None:
             raise RuntimeError(f"{self.name}: process was called before open")
@@ -152,7 +163,11 @@ class OverlayStage(Stage[Frame, Frame]):
             or (config.keypoints and found.keypoints is not None)
         )
         mapped = frame.segmentation if config.segmentation or config.legend else None
-        if not (figures or captions or mapped or (found and wanted)) or 0 in frame.size_wh:
+        tracks = frame.tracks
+        counts = tracks if tracks and config.counts and (tracks.lines or tracks.zones) else None
+        trails = config.trails > 0 and bool(tracks and tracks.trails)
+        anything = figures or captions or mapped or counts or trails or (found and wanted)
+        if not anything or 0 in frame.size_wh:
             return frame
         size_wh = frame.size_wh
         line, text = config.thickness, config.text_px
@@ -164,6 +179,10 @@ class OverlayStage(Stage[Frame, Frame]):
         )
         if mapped is not None and config.segmentation:
             tint_map(canvas.image, mapped, config.opacity)
+        if counts is not None:
+            draw_counts(canvas, counts)
+        if tracks is not None and found is not None and trails:
+            draw_trails(canvas, tracks, found, config.trails)
         drawn = self._draw_shapes(canvas, found) if found else []
         if mapped is not None and config.legend:
             canvas.legend(legend_of(mapped))
@@ -171,6 +190,8 @@ class OverlayStage(Stage[Frame, Frame]):
             canvas.panel(canvas.pack(figures), "top")
         if captions:
             canvas.panel([line for c in captions for line in canvas.wrap(c.text)][-6:], "bottom")
+        if counts is not None:
+            label_counts(canvas, counts)
         if found and config.labels:
             self._draw_labels(canvas, found, drawn)
         return replace(frame, image=canvas.image)

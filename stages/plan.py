@@ -116,6 +116,7 @@ def make_plan(config: RunConfig, problems: Problems) -> Plan | None:
         for draft, name in zip([*stages, *sinks, *sources], names, strict=True)
         if (part := _validate(draft, name, origins, problems)) is not None
     }
+    _check_tracking([parts[id(d)] for d in stages if id(d) in parts], origins, problems)
     if problems.texts:
         return None
     return Plan(
@@ -279,6 +280,29 @@ def _check_order(stages: Sequence[_Draft], origins: Origins, problems: Problems)
             origins.where(stages[-1].component.path),
             f"sinks accept Frame, but {maker}, the last stage, produces {produced}; {remedy}",
         )
+
+
+def _check_tracking(stages: Sequence[Part], origins: Origins, problems: Problems) -> None:
+    """Check that what needs a stage 'track' has one, and that it remembers enough."""
+    tracks = [(i, part) for i, part in enumerate(stages) if part.kind.name == "track"]
+    for index, part in enumerate(stages):
+        every = getattr(part.config, "detect_every", 1)
+        if every > 1 and not any(place > index for place, _ in tracks):
+            problems.add(
+                origins.where(part.component.option_path("detect_every")),
+                f"'detect_every' of stage '{part.name}' is {every}: the frames between would have "
+                "no detections; put the stage 'track' behind 'nms', it fills them in",
+            )
+        trails_s = getattr(part.config, "trails", 0)
+        before = [track for place, track in tracks if place < index]
+        known_s = getattr(before[-1].config, "trail_s", 0) if before else 0
+        if trails_s > known_s:
+            remedy = f"raise '{before[-1].name}.trail_s'" if before else "put 'track' before it"
+            problems.add(
+                origins.where(part.component.option_path("trails")),
+                f"'trails' of stage '{part.name}' is {trails_s:g} s, but frames come with "
+                f"{known_s:g} s of each path; {remedy}",
+            )
 
 
 def _makers(*, accepts: str, produces: str) -> str:

@@ -16,11 +16,13 @@ import numpy as np
 
 from pipeline.detections import Detections
 from pipeline.frame import Frame, Segmentation
+from pipeline.tracks import Tracks
 from stages.run_lengths import rle_counts, rle_string
 
 PIXEL_DIGITS: Final = 2
 SCORE_DIGITS: Final = 4
 SHARE_DIGITS: Final = 4
+SECOND_DIGITS: Final = 3
 
 
 def frame_record(frame: Frame) -> dict[str, object]:
@@ -35,10 +37,14 @@ def frame_record(frame: Frame) -> dict[str, object]:
         record["pts"] = time.pts
         record["time_base"] = f"{time.time_base.numerator}/{time.time_base.denominator}"
         record["time_s"] = float(time.pts * time.time_base)
+    if not frame.inferred:
+        record["inferred"] = False
     if frame.detections is not None:
         record["detections"] = _detection_records(frame.detections, frame.size_wh)
     if frame.segmentation is not None:
         record["segmentation"] = _shares(frame.segmentation)
+    if frame.tracks is not None:
+        record |= _track_records(frame.tracks)
     if events := frame.meta.get("events"):
         record["events"] = events
     if frame.captions:
@@ -106,6 +112,30 @@ def _detection_records(detections: Detections, size_wh: tuple[int, int]) -> list
             record["mask"] = {"size": [height, width], "counts": counts}
         records.append(record)
     return records
+
+
+def _track_records(tracks: Tracks) -> dict[str, object]:
+    """Return what was crossed in this frame and, where there are zones, who is in each."""
+    record: dict[str, object] = {}
+    if tracks.crossings:
+        record["crossings"] = [
+            {
+                "line": crossing.line,
+                "direction": crossing.direction,
+                "track_id": crossing.track_id,
+                "class_name": crossing.class_name,
+            }
+            for crossing in tracks.crossings
+        ]
+    if tracks.zones:
+        record["zones"] = {
+            zone.name: [
+                {"track_id": track_id, "dwell_s": round(dwell_s, SECOND_DIGITS)}
+                for track_id, dwell_s in zone.dwell_s.items()
+            ]
+            for zone in tracks.zones
+        }
+    return record
 
 
 def _shares(found: Segmentation) -> dict[str, float]:

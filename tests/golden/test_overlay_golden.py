@@ -16,6 +16,7 @@ import pytest
 from pipeline.detections import Detections, Mask
 from pipeline.frame import Caption, Frame, FrameId, FrameTime, Segmentation
 from pipeline.stage import RunContext
+from pipeline.tracks import LineCount, Tracks, TrailPoint, ZoneState
 from stages.overlay import OverlayConfig, OverlayStage
 
 HERE = Path(__file__).parent
@@ -107,6 +108,29 @@ def faces(w, h):
     return replace(mapped(w, h), detections=replace(found, keypoints=points))
 
 
+def tracked(w, h):
+    """Paths of three tracks, one older than is drawn; two lines and a zone with a notch."""
+    trails = {
+        1: tuple(
+            TrailPoint(k / 10, (0.325 * w - 0.005 * w * k, 0.98 * h - 0.006 * h * k))
+            for k in range(31)
+        ),
+        2: tuple(TrailPoint(k / 10, (0.4 * w, 0.5 * h + 0.015 * h * k)) for k in range(25, 31)),
+        40: (TrailPoint(3.0, (0.9 * w, 0.6 * h)),),
+    }
+    corners = ((0.5, 0.55), (0.98, 0.55), (0.98, 0.98), (0.74, 0.75), (0.5, 0.98))
+    tracks = Tracks(
+        time_s=3.0,
+        trails=trails,
+        lines=(
+            LineCount("door", (0.45 * w, 0.95 * h), (0.45 * w, 0.1 * h), 12, 3),
+            LineCount("выход", (0.6 * w, 0.45 * h), (0.95 * w, 0.3 * h), 0, 1),
+        ),
+        zones=(ZoneState("yard", tuple((x * w, y * h) for x, y in corners), {5: 1.0, 40: 2.0}),),
+    )
+    return replace(scene(w, h, tracks=True), tracks=tracks)
+
+
 CASES = {
     "boxes_320x240": ((320, 240), {}, {}),
     "boxes_640x360": ((640, 360), {}, {}),
@@ -121,6 +145,7 @@ CASES = {
     ),
     "small_96x72": ((96, 72), {"thickness": 1}, {}),
     "poses_640x480": ((640, 480), {}, {"make": people}),
+    "tracks_640x360": ((640, 360), {"trails": 2.0}, {"make": tracked}),
     "map_640x360": ((640, 360), {"show": ("stream", "frame")}, {"make": mapped}),
     "map_and_face_320x240": ((320, 240), {"opacity": 0.7}, {"make": faces}),
 }

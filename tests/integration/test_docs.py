@@ -216,7 +216,7 @@ def test_every_set_on_the_pages_is_an_option(folder, capsys):
     assert len(given) > 12, given
     (folder / "example.yaml").write_text(
         "source: street.mp4\nmodel: yolox_nano.onnx\nsinks: [out.mp4]\n"
-        "stages: [preprocess, infer, nms, {kind: overlay, name: boxes}]\n"
+        "stages: [preprocess, infer, nms, track, {kind: overlay, name: boxes}]\n"
     )
     for text in sorted(given):
         code, said = call(capsys, "check", "example.yaml", *shlex.split(f"--set {text!r}"))

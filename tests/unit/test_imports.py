@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OURS = ("pipeline", "stages", "exporters", "models", "benchmarks", "tests", "run")
-HEAVY = ("torch", "torchvision", "onnxruntime", "onnx", "openvino", "av", "cv2")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "onnx",
+    "openvino",
+    "av",
+    "cv2",
+    "scipy",
+    "supervision",
+    "trackers",
+)
 
 # importer -> ours that it may import, besides itself
 ALLOWED = {
