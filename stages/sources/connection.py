@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -43,12 +43,20 @@ class Connection:
         name: of the stream, for the thread's name.
         context: for the clock.
         live: the oldest picture gives way where nobody takes them in time; else the server waits.
+        alter: changes each packet in place before it is decoded; for faults made on purpose.
     """
 
     def __init__(
-        self, config: NetworkConfig, name: str, context: RunContext, *, live: bool
+        self,
+        config: NetworkConfig,
+        name: str,
+        context: RunContext,
+        *,
+        live: bool,
+        alter: Callable[[av.Packet[Any]], None] | None = None,
     ) -> None:
         self._config = config
+        self._alter = alter
         self._url = config.url
         self._live = live
         self._now_ns = context.clock.now_ns
@@ -145,6 +153,8 @@ class Connection:
         for packet in container.demux(video):
             if self.stopped:
                 return
+            if self._alter is not None and packet.size:
+                self._alter(packet)
             try:
                 pictures = video.decode(packet)
             except av.error.InvalidDataError:

@@ -9,7 +9,8 @@ ends by itself at that deadline. One thread calls open, read and close; any may 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
@@ -75,7 +76,8 @@ class NetworkSource(Source):
     pts are the stream's own, made strictly increasing: one that is missing or goes back is placed
     by its time of arrival, a jump is a discontinuity. counters: "skipped" (pictures replaced before
     they were read; their seq is missing), "corrupt" (packets that gave no picture),
-    "pts_repaired".
+    "pts_repaired". `alter`, where set, changes packets before they are decoded (see
+    `stages.sources.faults`).
     """
 
     def __init__(self, config: NetworkConfig, name: str) -> None:
@@ -86,6 +88,7 @@ class NetworkSource(Source):
         self._live = config.live
         self._interrupted = threading.Event()
         self._connection: Connection | None = None
+        self.alter: Callable[[Any], None] | None = None
 
     @property
     def live(self) -> bool:  # type: ignore[override]
@@ -114,7 +117,9 @@ class NetworkSource(Source):
         self._converter: Converter = Converter()
         self._seq = -1
         self.counters = {"skipped": 0, "corrupt": 0, "pts_repaired": 0}
-        self._connection = connection = Connection(self._config, self.name, context, live=live)
+        self._connection = connection = Connection(
+            self._config, self.name, context, live=live, alter=self.alter
+        )
         if self._interrupted.is_set():
             connection.stop()
         connection.start()
