@@ -114,7 +114,7 @@ def build(plan: Plan, context: RunContext, networks: Callable[[], Networks] | No
     sources = tuple(_source(part) for part in plan.sources)
     live = _is_live(plan, sources)
     context.live = live
-    stages, model = _build_stages(plan.stages, context, networks)
+    stages, model = build_stages(plan.stages, context, networks)
     return Built(sources, stages, tuple(_construct(part) for part in plan.sinks), live, model)
 
 
@@ -151,7 +151,7 @@ def _is_live(plan: Plan, sources: Sequence[Source]) -> bool:
     return bool(live)
 
 
-def _build_stages(
+def build_stages(
     parts: Sequence[Part], context: RunContext, networks: Callable[[], Networks] | None
 ) -> tuple[tuple[Stage[Any, Any], ...], LoadedModel | None]:
     """Make the chain; a stage around `infer` shares the model of the one it belongs to."""

@@ -129,6 +129,8 @@ class Connection:
         options = ffmpeg_options(self._config, live=self._live)
         with av.open(connectable(self._url), "r", options=options, timeout=timeout) as container:
             videos = container.streams.video
+            from stages.sources.media import media_facts
+
             if container.format.name in no_video:
                 raise RefusedError(f"{self._url}: what comes is text, no video")
             if not videos or videos[0].codec_context is None:
@@ -140,6 +142,7 @@ class Connection:
             base = video.time_base or Fraction(1, 1_000_000)
             self.facts = {
                 "codec": video.codec_context.name,
+                "media": media_facts(container, video),
                 "time_base": base,
                 "rate_hz": video.average_rate or video.guessed_rate or None,
                 "duration_s": Fraction(container.duration, 1_000_000)

@@ -69,6 +69,7 @@ class FileSource(Source):
         """
         from stages.sources.color import Converter, color_tags, quarter_turns
         from stages.sources.decoding import Decoding
+        from stages.sources.media import media_facts
         from stages.sources.sidestreams import has_side
 
         self.close()
@@ -109,6 +110,7 @@ class FileSource(Source):
                 color=color_tags(first),
                 side=self._open_side if has_side(container) else None,
                 path=str(self._path.absolute()),
+                media=media_facts(container, video, turn),
             )
         except BaseException:
             self.close()

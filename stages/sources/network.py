@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator
@@ -109,7 +110,7 @@ class NetworkSource(Source):
             SourceError: no connection, refused, no video, or no picture within the deadline. Where
                 another try cannot help, a `RefusedError`.
         """
-        from stages.sources.color import Converter, color_tags
+        from stages.sources.color import Converter, color_tags, quarter_turns
 
         self._leave()
         live = self.live
@@ -142,15 +143,18 @@ class NetworkSource(Source):
             f"{float(facts['rate_hz'] or 0):g} fps announced"
         )
         self._clock = LiveClock(facts["time_base"])
+        turn = quarter_turns(first.rotation)
+        size_wh = (first.height, first.width) if turn % 180 else (first.width, first.height)
         return StreamInfo(
             name=self.name,
             uri=self._url,
             live=live,
-            size_wh=(first.width, first.height),
+            size_wh=size_wh,
             time_base=facts["time_base"],
             rate_hz=facts["rate_hz"],
             duration_s=None if live else facts["duration_s"],
             color=color_tags(first),
+            media=replace(facts["media"], rotation=turn),
         )
 
     def read(self, timeout_s: float) -> ReadResult:

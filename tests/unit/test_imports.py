@@ -36,7 +36,15 @@ ALLOWED = {
     "run": ("pipeline", "stages", "exporters"),
 }
 # Modules of stages/ that are no stage but serve to assemble or describe them.
-ASSEMBLY = {"stages.catalog", "stages.plan", "stages.build", "stages.addresses", "stages.listing"}
+ASSEMBLY = {
+    "stages.catalog",
+    "stages.plan",
+    "stages.build",
+    "stages.addresses",
+    "stages.listing",
+    "stages.machine",
+    "stages.diagnosis",
+}
 STAGES = {
     "stages.preprocess",
     "stages.infer",
