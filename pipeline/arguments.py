@@ -72,7 +72,8 @@ def _run_arguments(parser: _Parser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="a file, a folder or pattern of images, 0 or /dev/video0, synthetic:shapes",
+        help="a file, a folder or pattern of images, 0 or /dev/video0, an address, "
+        "synthetic:shapes, chaos:SOURCE?FAULTS",
     )
     add(
         "-o",

@@ -172,7 +172,9 @@ def test_a_sender_with_another_speed(doctor, tmp_path, speed, word):
         codec_options={"crf": "30"},
     )  # fmt: skip
     with http_server(paced_handler(clip.read_bytes(), seconds=8 / speed)) as base:
-        code, said, _ = doctor(f"{base}/live", "--device", "cpu", "--duration", 2.6)
+        code, said, _ = doctor(
+            f"{base}/live", "--device", "cpu", "--duration", 2.6, "--set", "network.live=true"
+        )
     assert code == 0, said["all"]
     assert said["rate"].startswith("25.0")
     assert "arrive at" in said["rate"]

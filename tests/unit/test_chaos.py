@@ -252,6 +252,16 @@ def test_the_inner_source_may_be_a_map_and_is_checked():
         assert words in "".join(texts)
 
 
+def test_the_password_of_what_it_wraps_is_not_told():
+    config = ChaosConfig(source="rtsp://u:sesame@cam/x", drop=0.5)
+    assert "sesame" not in config.model_dump_json() + repr(config)
+    context = RunContext()
+    source = ChaosSource(config, "cam", SyntheticSource(SyntheticConfig(**SCENE), "cam"))
+    source.open(context)
+    source.close()
+    assert context.notes == ["cam: broken on purpose: drop=0.5"]
+
+
 def test_what_it_wraps_cannot_be_set_from_the_command_line():
     plan, texts = plan_of("chaos:synthetic:shapes?", "chaos.source=a.mp4")
     assert plan is None

@@ -44,10 +44,11 @@ def test_frames_that_are_missing_do_not_lower_the_rate():
     ("clock", "tick_s", "variable"),
     [
         (lambda k: round(k * 1001 / 30), 0.001, False),  # 29.97 in whole milliseconds
+        (lambda k: round(k * 1000 / 120), 0.001, False),  # 120 fps in them
         (lambda k: k * 40 + 15 * (k % 2), 0.001, True),
         (lambda k: k * 40 + 200 * (k >= 50), 0.001, False),  # one gap
     ],
-    ids=["rounded", "variable", "one gap"],
+    ids=["rounded", "rounded much", "variable", "one gap"],
 )
 def test_coarse_ticks_and_single_gaps_are_no_variable_rate(clock, tick_s, variable):
     found = tempo(stream(clock=lambda k: clock(k) / 1000), tick_s)
