@@ -136,6 +136,7 @@ def test_no_module_has_a_name_that_says_nothing():
         ["list", "stages"],
         ["list", "models"],
         ["export", "--help"],
+        ["doctor", "--help"],
         ["models", "--help"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]).replace(str(ROOT), ""),
