@@ -70,8 +70,9 @@ def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: StopRequests) -> 
     from pipeline.limits import Limits
     from pipeline.report import build_report
     from pipeline.report_file import write_report
-    from pipeline.runner import Pipeline, QueueOptions, Snapshot
+    from pipeline.runner import Pipeline, Snapshot
     from pipeline.stage import RunContext
+    from pipeline.wiring import QueueOptions
     from stages.build import build
     from stages.sinks.record import DetectionsHash
 

@@ -217,8 +217,9 @@ def run_supervision(clip: Path, model: str, out: Path, *, spin: bool) -> tuple[i
 
 def run_pipeline(clip: Path, model: str, out: Path, *, threads: str) -> tuple[int, float, float]:
     """Run the project's own pipeline; timed, like the others, from opening the clip on."""
-    from pipeline.runner import Pipeline, QueueOptions
+    from pipeline.runner import Pipeline
     from pipeline.stage import RunContext, StreamInfo
+    from pipeline.wiring import QueueOptions
     from stages.sinks.video import VideoSink, VideoSinkConfig
     from stages.sources.file import FileConfig, FileSource
 

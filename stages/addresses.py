@@ -30,8 +30,11 @@ SOURCE_FORMS: Final = (
 )
 SINK_FORMS: Final = (
     "a video file (.mp4, .mkv, .mov), a .jsonl file, numbered images such as "
-    "frames/%06d.jpg, window, or null"
+    "frames/%06d.jpg, an rtsp://, rtmp:// or udp:// address to push to, window, or null"
 )
+
+PUSH_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp")
+"""Schemes that the push sink sends to."""
 
 _SCHEME: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://")
 _NUMBERED: Final = re.compile(r"%0?\d*d")
@@ -92,10 +95,13 @@ def parse_sink(text: str) -> Address:
     if text in ("window", "null"):
         return Address(text)
     if scheme := _SCHEME.match(text):
-        raise UsageError(
-            f"sink '{Url(text)}': pushing to {scheme['scheme'].lower()}:// is not supported yet "
-            f"in this version; a sink is {SINK_FORMS}"
-        )
+        name = scheme["scheme"].lower()
+        if name not in PUSH_SCHEMES:
+            near = did_you_mean(name, PUSH_SCHEMES) or ";"
+            raise UsageError(
+                f"sink '{Url(text)}': {name}:// cannot be pushed to{near} a sink is {SINK_FORMS}"
+            )
+        return Address("push", {"url": Url(text)})
     suffix = Path(text).suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return Address("video", {"path": text})

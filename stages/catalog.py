@@ -96,6 +96,7 @@ SINKS: Final = _table(
     ("video", "stages.sinks.video", "Video", "A video file with the source's times and sound."),
     ("jsonl", "stages.sinks.jsonl", "Jsonl", "One JSON object a frame: what was found, where."),
     ("images", "stages.sinks.images", "Images", "One picture file a frame."),
+    ("push", "stages.sinks.push", "Push", "A stream pushed to an RTSP, RTMP or other server."),
     ("window", "stages.sinks.window", "Window", "A window on the screen."),
     ("null", "stages.sinks.null", "Null", "Counts the frames and keeps nothing."),
 )

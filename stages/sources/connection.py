@@ -6,18 +6,15 @@ a condition. Imports PyAV inside its functions.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Container
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
-from pipeline.errors import SourceError
+from pipeline.errors import RefusedError, SourceError
 from pipeline.stage import RunContext
-from pipeline.url import Url
-from stages.sources.reconnecting import RefusedError
+from stages.endpoints import connectable, explain
 
 if TYPE_CHECKING:
     import av
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
 # Pictures between the two threads. Live, the oldest gives way: one to be taken while one arrives.
 _LIVE_SLOTS: Final = 2
 _FINITE_SLOTS: Final = 8
-_HOST: Final = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?")
-# All that must not stand in credentials (RFC 3986, section 3.2.1), and a percent sign that escapes
-# nothing.
-_ESCAPE: Final = re.compile(r"%(?![0-9a-fA-F]{2})|[^A-Za-z0-9._~!$&'()*+,;=%-]")
 
 
 class Connection:
@@ -203,43 +196,3 @@ def ffmpeg_options(config: NetworkConfig, *, live: bool) -> dict[str, str]:
     else:
         options["max_delay"] = "1000000"
     return options
-
-
-def connectable(url: Url) -> str:
-    """Return the address with its credentials, these escaped where they need it. Never print it.
-
-    Passwords are typed as they are: '@', '/', '#' and '?' in them would be taken for the address's
-    own, blanks and quotes are not allowed in one. What is escaped already stays.
-    """
-    scheme, _, rest = url.reveal().partition("://")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # "camera/path@2" has no credentials; "user:pass/word@camera" does: it is no host and port.
-    if "@" not in rest or ("@" not in authority and _HOST.fullmatch(authority)):
-        return url.reveal()
-    login, _, place = rest.rpartition("@")
-    user, colon, password = login.partition(":")
-    user, password = (_ESCAPE.sub(lambda m: quote(m[0], safe=""), t) for t in (user, password))
-    return f"{scheme}://{user}{colon}{password}@{place}"
-
-
-def explain(url: Url, error: Exception) -> SourceError:
-    """Return an error in words, without credentials; a `RefusedError` where trying again cannot
-    help."""
-    import av
-
-    text = url.clean(getattr(error, "strerror", None) or str(error))
-    kind: type[SourceError] = SourceError
-    remedy = ""
-    if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
-        kind, remedy = RefusedError, ": check user and password in the address"
-    elif isinstance(error, av.error.HTTPNotFoundError):
-        kind, remedy = RefusedError, ": check the path behind the server's name"
-    elif isinstance(error, av.error.ProtocolNotFoundError | av.error.DemuxerNotFoundError):
-        kind, remedy = RefusedError, f": this build of FFmpeg cannot read {url}"
-    elif isinstance(error, av.error.ExitError | TimeoutError):
-        text = "nothing came within the deadline"
-    elif isinstance(error, av.error.InvalidDataError):
-        remedy = ": what comes is no video that FFmpeg can read"
-    elif isinstance(error, ConnectionRefusedError):
-        remedy = ": is the server running, and is the port right?"
-    return kind(f"{url}: {text}{remedy}")

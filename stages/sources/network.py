@@ -11,16 +11,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.errors import SourceError
 from pipeline.frame import Frame, FrameId, FrameTime
 from pipeline.stage import End, Lost, ReadResult, RunContext, Source, StreamInfo, Timeout
-from pipeline.url import NETWORK_SCHEMES, Url
-from stages.sources.connection import Connection, connectable, explain
+from stages.endpoints import Address, connectable, explain
+from stages.sources.connection import Connection
 from stages.sources.liveclock import LiveClock
 from stages.sources.reconnecting import ReconnectConfig
 
@@ -29,20 +29,6 @@ if TYPE_CHECKING:
 
 _MAYBE_FINITE: Final = ("http", "https")
 _CLOSE_S: Final = 0.5
-
-
-def _url(value: object) -> Url:
-    if isinstance(value, Url):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("expected an address such as rtsp://camera/stream")
-    url = Url(value.strip())
-    if url.reveal().partition("://")[0].lower() not in NETWORK_SCHEMES:
-        raise ValueError(f"{url} is no address of a kind known here ({', '.join(NETWORK_SCHEMES)})")
-    return url
-
-
-Address = Annotated[Url, PlainValidator(_url), PlainSerializer(str, return_type=str)]
 
 
 class NetworkConfig(Config):

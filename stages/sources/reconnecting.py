@@ -17,7 +17,7 @@ from typing import Final
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.errors import RackfocusError, SourceError
+from pipeline.errors import RackfocusError, RefusedError, SourceError
 from pipeline.frame import U8, Frame, FrameId
 from pipeline.stage import (
     Lost,
@@ -60,10 +60,6 @@ class ReconnectConfig(Config):
         description="a stream that repeats one picture, to the last bit, for so long is lost; "
         "where it is still the same after connecting again, it is taken for a still picture",
     )
-
-
-class RefusedError(SourceError):
-    """A source that another try will not open: wrong password, no such path, no video in it."""
 
 
 class State(Enum):

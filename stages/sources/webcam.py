@@ -19,12 +19,12 @@ from typing import Final, Literal
 from pydantic import Field, field_validator
 
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import RefusedError, SourceError
 from pipeline.frame import U8, Frame, FrameId, FrameTime
 from pipeline.stage import Lost, MediaFacts, ReadResult, RunContext, Source, StreamInfo, Timeout
 from pipeline.url import Url
 from stages.sources.negotiation import Capture, Mode, negotiate
-from stages.sources.reconnecting import ReconnectConfig, RefusedError
+from stages.sources.reconnecting import ReconnectConfig
 
 _TIME_BASE: Final = Fraction(1, 1_000_000)
 # How long `close` waits for a driver that is inside a read: twice the select timeout asked for.

@@ -13,13 +13,14 @@ import av
 import cv2
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import RefusedError, SourceError
 from pipeline.frame import Frame
 from pipeline.stage import End, Lost, RunContext, Timeout
 from pipeline.url import Url
-from stages.sources.connection import connectable, ffmpeg_options
+from stages.endpoints import connectable
+from stages.sources.connection import ffmpeg_options
 from stages.sources.network import NetworkConfig, NetworkSource
-from stages.sources.reconnecting import ReconnectConfig, Reconnecting, RefusedError
+from stages.sources.reconnecting import ReconnectConfig, Reconnecting
 from tests.contracts.check_source import check_source, read_all
 from tests.helpers.media import make_video, numbered, read_number
 from tests.helpers.servers import (
@@ -104,8 +105,9 @@ def test_rtsp_pictures_come_at_their_pace_and_carry_their_numbers(rtsp):
     source.close()
     assert 1.2 < took_s < 2.4, "40 frames at 25 fps"
     numbers = [read_number(f.image) for f in frames]
-    steps = {(b - a) % 50 for a, b in itertools.pairwise(numbers)}
-    assert steps <= {1, 2}
+    steps = [(b - a) % 50 for a, b in itertools.pairwise(numbers)]
+    assert min(steps) > 0
+    assert sum(steps) <= 45, "a busy machine may miss a picture, not many"
     stamps = [f.time.pts * f.time.time_base for f in frames]
     assert all(b > a for a, b in itertools.pairwise(stamps))
     assert float(stamps[-1] - stamps[0]) == pytest.approx(39 / 25, abs=0.3)

@@ -87,7 +87,7 @@ def test_sinks(text, kind, options):
         ("out", "not a known output"),
         ("", "not a known output"),
         ("frames/out.jpg", "need a frame number in their name, for example frames/out-%06d.jpg"),
-        ("rtmp://me:hunter2@host/live", "not supported yet in this version"),
+        ("http://me:hunter2@host/live", "http:// cannot be pushed to"),
     ],
 )
 def test_sinks_that_mean_nothing_say_what_would(text, message):

@@ -10,12 +10,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import RefusedError, SourceError
 from pipeline.frame import Frame, FrameId, FrameTime
 from pipeline.stage import End, Lost, RunContext, Source, StreamInfo, Timeout
 from pipeline.url import Url
 from stages.sources.liveclock import LiveClock
-from stages.sources.reconnecting import ReconnectConfig, Reconnecting, RefusedError, State
+from stages.sources.reconnecting import ReconnectConfig, Reconnecting, State
 from tests.helpers.fakes import FakeClock
 
 BASE = Fraction(1, 90_000)

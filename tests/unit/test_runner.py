@@ -13,8 +13,9 @@ from pipeline.errors import StageError, StuckError, UsageError
 from pipeline.frame import Frame, Inferred, Prepared
 from pipeline.limits import Limits
 from pipeline.queue import QueueStats
-from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
+from pipeline.runner import Deadlines, Pipeline, live_threads
 from pipeline.stage import RunContext
+from pipeline.wiring import QueueOptions
 from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource, make_frame
 
 THREADS = ("per_stage", "shared", "single")
@@ -116,7 +117,7 @@ class LightStage(FakeStage):
 def test_a_queue_starts_a_thread_and_light_stages_share_one_where_cores_are_few(
     monkeypatch, cores, live, sources, queued, expected
 ):
-    monkeypatch.setattr("pipeline.runner.available_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.wiring.available_cores", lambda: cores)
     stages = [LightStage("prepare"), FakeStage("infer"), LightStage("nms")]
     result = Pipeline(
         [ScriptedSource(3, name=f"cam{i}") for i in range(sources)],
