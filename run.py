@@ -182,6 +182,19 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pipeline.interrupts import stop_requests
+    from stages.diagnosis import Doctor
+
+    source, stand_in = arguments.source, arguments.model is None
+    # The rest of a run that `doctor` has no flags for.
+    arguments.sources, arguments.sinks = [source or "synthetic:shapes"], ["null"]
+    arguments.config, arguments.model = None, arguments.model or "shapes"
+    with stop_requests() as stop:
+        doctor = Doctor(_load(arguments), stop.hand_to, print, _networks, stand_in)
+        return doctor.examine_machine() if source is None else doctor.examine_source()
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from exporters.command import export_model
     from pipeline.console import download_bar
@@ -228,6 +241,7 @@ _HANDLERS: Final = {
     "run": _run,
     "check": _check,
     "list": _list,
+    "doctor": _doctor,
     "export": _export,
     "verify": _verify,
     "models": _models,

@@ -32,6 +32,15 @@ weights
 needs the extra torch: pip install -e ".[torch]"; without it the weights are downloaded and kept.
 RACKFOCUS_HOME, else ~/.cache/rackfocus, is where: weights/ for downloads, models/ for models"""
 
+DOCTOR_EPILOG: Final = """\
+examples:
+  run.py doctor
+  run.py doctor rtsp://camera/stream --model yolox-nano
+  run.py doctor street.mp4 --duration 20
+
+exit codes: 0 done, 1 the source cannot be opened or broke off, 2 usage, model or device, 130
+stopped by you"""
+
 EXAMPLES: Final = f"""\
 examples:
   run.py run synthetic:shapes -o out.mp4 --duration 10
@@ -40,6 +49,7 @@ examples:
   run.py run -c configs/file.yaml --set nms.score_threshold=0.5
   run.py check configs/file.yaml
   run.py list sinks
+  run.py doctor rtsp://camera/stream
   run.py models pull yolox-nano
   run.py export yolox-nano -o yolox_nano.onnx
   run.py verify yolox_nano.onnx
@@ -63,7 +73,8 @@ def _run_arguments(parser: _Parser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="a file, a folder or pattern of images, 0 or /dev/video0, synthetic:shapes",
+        help="a file, a folder or pattern of images, 0 or /dev/video0, an address, "
+        "synthetic:shapes, chaos:SOURCE?FAULTS",
     )
     add(
         "-o",
@@ -88,6 +99,17 @@ def _run_arguments(parser: _Parser) -> None:
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument("--quiet", action="store_true", help="show failures only")
     _add_verbose(how_much)
+
+
+def _doctor_arguments(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="what to examine; the machine without one")
+    add("--model", metavar="NAME|FILE.onnx", help="the model whose cost to measure")
+    add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
+    add("--backend", metavar="auto|onnx|openvino|torch", help="what runs the model")
+    add("--duration", metavar="S", help="watch for S seconds; default 6")
+    _add_set(parser)
+    _add_verbose(parser)
 
 
 def _check_arguments(parser: _Parser) -> None:
@@ -213,6 +235,12 @@ _COMMANDS: Final = {
         "Validate a configuration file without running it.",
         EXIT_CODES,
         _check_arguments,
+    ),
+    "doctor": _Command(
+        "examine a source, or this machine, and say what to change",
+        "Examine a source and what this machine makes of it; without SOURCE, the machine.",
+        DOCTOR_EPILOG,
+        _doctor_arguments,
     ),
     "models": _Command(
         "pull models with official weights, for --model NAME",

@@ -87,6 +87,25 @@ class SideReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class MediaFacts:
+    """What a container, server or camera says of itself, for people; nothing is computed from
+    it."""
+
+    container: str
+    """FFmpeg's name of the format, or "camera"."""
+    codec: str
+    pixel_format: str | None = None
+    rotation: int = 0
+    """Degrees counter-clockwise that were applied."""
+    audio: tuple[str, ...] = ()
+    """Codecs, one for each stream."""
+    subtitles: tuple[str, ...] = ()
+    own_times: bool = True
+    """False where the format carries no timestamps: those of the frames were counted, or are those
+    of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamInfo:
     """What is known about a stream once its source is open. Later frames may differ in size."""
 
@@ -106,6 +125,7 @@ class StreamInfo:
     """Opens a reader for audio, subtitles and chapters; None where there are none."""
     path: str | None = None
     """Absolute path of the file behind the stream, so that a sink can refuse to overwrite it."""
+    media: MediaFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,12 @@ class Url:
     def __hash__(self) -> int:
         return hash(self._raw)
 
+    def __copy__(self) -> Url:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Url:
+        return self  # immutable; and a copy of options that hold one must not need a pickle
+
     def __reduce__(self) -> str | tuple[object, ...]:
         # A pickle would carry the password into whatever file it is written to.
         raise TypeError("a Url holds credentials and cannot be pickled")

@@ -25,7 +25,8 @@ WRITTEN_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 SOURCE_FORMS: Final = (
     "a video file, a folder of images, a pattern such as 'shots/*.jpg', a camera number such as 0, "
-    "/dev/video0, an rtsp://, rtmp://, srt:// or http(s):// address, or synthetic:shapes"
+    "/dev/video0, an rtsp://, rtmp://, srt:// or http(s):// address, synthetic:shapes, or "
+    "chaos:SOURCE?FAULTS"
 )
 SINK_FORMS: Final = (
     "a video file (.mp4, .mkv, .mov), a .jsonl file, numbered images such as "
@@ -62,6 +63,8 @@ def parse_source(text: str) -> Address:
         return Address("webcam", {"device": device}, f"camera{camera['index']}")
     if text.startswith("synthetic:"):
         return _synthetic(text)
+    if text.startswith("chaos:"):
+        return _chaos(text)
     if scheme := _SCHEME.match(text):
         name = scheme["scheme"].lower()
         if name in NETWORK_SCHEMES:
@@ -132,6 +135,13 @@ def _host_name(text: str) -> str:
 def _is_pattern(text: str) -> bool:
     # A file whose name has brackets, as downloads often do, is a file and not a pattern.
     return any(sign in text for sign in "*?[") and not Path(text).exists()
+
+
+def _chaos(text: str) -> Address:
+    from stages.sources.chaos import split_uri
+
+    source, options = split_uri(text)
+    return Address("chaos", {"source": source, **options}, parse_source(source).stream)
 
 
 def _synthetic(text: str) -> Address:

@@ -114,16 +114,23 @@ def build(plan: Plan, context: RunContext, networks: Callable[[], Networks] | No
     sources = tuple(_source(part) for part in plan.sources)
     live = _is_live(plan, sources)
     context.live = live
-    stages, model = _build_stages(plan.stages, context, networks)
+    stages, model = build_stages(plan.stages, context, networks)
     return Built(sources, stages, tuple(_construct(part) for part in plan.sinks), live, model)
 
 
 def _source(part: Part) -> Source:
-    source: Source = _construct(part)
-    reconnect = getattr(part.config, "reconnect", None)
+    source = make_source(part)
+    reconnect = getattr(part.innermost.config, "reconnect", None)
     if reconnect is None or not source.live:
         return source
     return Reconnecting(source, reconnect)
+
+
+def make_source(part: Part) -> Source:
+    """Make a source, with the one inside it where it wraps one; it is not opened."""
+    inner = () if part.inner is None else (make_source(part.inner),)
+    source: Source = _construct(part, *inner)
+    return source
 
 
 def _construct(part: Part, *extra: object) -> Any:  # noqa: ANN401 - by role, see Kind
@@ -144,7 +151,7 @@ def _is_live(plan: Plan, sources: Sequence[Source]) -> bool:
     return bool(live)
 
 
-def _build_stages(
+def build_stages(
     parts: Sequence[Part], context: RunContext, networks: Callable[[], Networks] | None
 ) -> tuple[tuple[Stage[Any, Any], ...], LoadedModel | None]:
     """Make the chain; a stage around `infer` shares the model of the one it belongs to."""
@@ -182,7 +189,7 @@ def _place(part: Part, plan: Plan, option: str) -> str:
 
 def _read_paths(part: Part) -> list[str]:
     """Return the paths a source reads: patterns stay patterns; none for a camera."""
-    value = getattr(part.config, "path", None)
+    value = getattr(part.innermost.config, "path", None)
     if value is None:
         return []
     return [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
@@ -190,7 +197,7 @@ def _read_paths(part: Part) -> list[str]:
 
 def _check_source(part: Part, problems: Problems) -> None:
     for text in _read_paths(part):
-        complaint = _missing(text, part.kind.name)
+        complaint = _missing(text, part.innermost.kind.name)
         if complaint:
             problems.add(part.where, f"source '{text}': {complaint}")
 

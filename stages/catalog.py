@@ -30,6 +30,8 @@ class Kind:
     summary: str
     needs_model: bool = False
     """True where the constructor takes the loaded model as a third argument."""
+    wraps: bool = False
+    """True where its option `source` is another source, and the constructor's third argument."""
 
     def config_class(self) -> type[Config]:
         """Import and return the class of its options."""
@@ -53,7 +55,13 @@ def _table(role: Role, *rows: tuple[str, str, str, str]) -> Mapping[str, Kind]:
         config = f"{prefix}SinkConfig" if role == "sink" else f"{prefix}Config"
         needs_model = role == "stage" and name in _MODEL_STAGES
         kinds[name] = Kind(
-            role, name, f"{module}:{config}", f"{module}:{prefix}{suffix}", summary, needs_model
+            role,
+            name,
+            f"{module}:{config}",
+            f"{module}:{prefix}{suffix}",
+            summary,
+            needs_model,
+            wraps=role == "source" and name == "chaos",
         )
     return MappingProxyType(kinds)
 
@@ -72,6 +80,7 @@ SOURCES: Final = _table(
     ),
     ("webcam", "stages.sources.webcam", "Webcam", "A camera of this machine."),
     ("synthetic", "stages.sources.synthetic", "Synthetic", "A drawn scene with ground truth."),
+    ("chaos", "stages.sources.chaos", "Chaos", "Another source, broken on purpose."),
 )
 
 STAGES: Final = _table(

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.problems import Origins, Problems, did_you_mean, explain, show
-from pipeline.schema import Assignment, Component, RunConfig, Settings
+from pipeline.schema import Assignment, Component, RunConfig, Settings, parse_entry
 from stages.addresses import SINK_FORMS, SOURCE_FORMS, Address, parse_sink, parse_source
 from stages.catalog import STAGES, TABLES, Kind, Role
 from stages.sinks.window import has_display
@@ -41,6 +41,13 @@ class Part:
     """The entry it was made from."""
     where: str
     """The place of the entry, for messages; "" for defaults."""
+    inner: Part | None = None
+    """The source that a wrapping one is made of."""
+
+    @property
+    def innermost(self) -> Part:
+        """The source that really reads: this one, or the one inside."""
+        return self if self.inner is None else self.inner.innermost
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,8 @@ class Plan:
 
 
 def _entry(part: Part) -> dict[str, object]:
-    return {"kind": part.kind.name, "name": part.name, **part.config.model_dump(mode="json")}
+    entry = {"kind": part.kind.name, "name": part.name, **part.config.model_dump(mode="json")}
+    return entry if part.inner is None else entry | {"source": _entry(part.inner)}
 
 
 @dataclass(slots=True)
@@ -80,6 +88,11 @@ class _Draft:
     kind: Kind
     component: Component
     stream: str = ""
+    inner: _Draft | None = None
+
+    def chain(self) -> list[_Draft]:
+        """Return this one and those inside it."""
+        return [self, *(self.inner.chain() if self.inner is not None else ())]
 
 
 def make_plan(config: RunConfig, problems: Problems) -> Plan | None:
@@ -132,29 +145,42 @@ def _drafts(
     role: Role, components: Sequence[Component], origins: Origins, problems: Problems
 ) -> list[_Draft]:
     """Look the kinds up; entries that stand for none become problems."""
-    found = []
-    for component in components:
-        where, address = origins.where(component.path), Address("")
-        if component.address is not None:
-            try:
-                parse = parse_source if role == "source" else parse_sink
-                address = parse(component.address)
-            except UsageError as error:
-                problems.add(where, str(error))
-                continue
-            component = replace(component, kind=address.kind, options=dict(address.options))
-        name = component.kind or ""
-        kind = TABLES[role].get(name)
-        if kind is None:
-            known = sorted(TABLES[role])
-            problems.add(
-                origins.where((*component.path, *(component.inner or ("kind",)))),
-                f"unknown {role} kind {show(name)}{did_you_mean(name, known)} "
-                f"(known {_PLURAL[role]}: {', '.join(known)})",
-            )
-            continue
-        found.append(_Draft(kind, component, address.stream))
-    return found
+    drafts = (_draft(role, component, origins, problems) for component in components)
+    return [draft for draft in drafts if draft is not None]
+
+
+def _draft(role: Role, component: Component, origins: Origins, problems: Problems) -> _Draft | None:
+    where, address = origins.where(component.path), Address("")
+    if component.address is not None:
+        try:
+            parse = parse_source if role == "source" else parse_sink
+            address = parse(component.address)
+        except UsageError as error:
+            problems.add(where, str(error))
+            return None
+        component = replace(component, kind=address.kind, options=dict(address.options))
+    name = component.kind or ""
+    kind = TABLES[role].get(name)
+    if kind is None:
+        known = sorted(TABLES[role])
+        problems.add(
+            origins.where((*component.path, *(component.inner or ("kind",)))),
+            f"unknown {role} kind {show(name)}{did_you_mean(name, known)} "
+            f"(known {_PLURAL[role]}: {', '.join(known)})",
+        )
+        return None
+    draft = _Draft(kind, component, address.stream)
+    if kind.wraps and component.options.get("source") is not None:
+        path = component.option_path("source")
+        inner, complaint = parse_entry(component.options["source"], path, addressable=True)
+        if inner is None:
+            problems.add(origins.where(path), f"'source' of {role} '{name}' {complaint}")
+            return None
+        draft.inner = _draft(role, inner, origins, problems)
+        if draft.inner is None:
+            return None
+        draft.stream = draft.inner.component.name or draft.inner.stream
+    return draft
 
 
 def _default_sink(problems: Problems) -> _Draft | None:
@@ -214,6 +240,7 @@ def _assign(
 ) -> None:
     """Apply one `--set`: to the part with that name, else to the only one of that kind."""
     root, *keys = assignment.keys
+    sources = [each for source in sources for each in source.chain()]
     drafts = [*stages, *sinks, *sources]
     named = [d for d in drafts if d.component.name == root]
     # Stages first: a sink or source is meant only where no stage has that kind.
@@ -221,7 +248,8 @@ def _assign(
         (f for g in (stages, sinks, sources) if (f := [d for d in g if d.kind.name == root])), []
     )
     targets = named or by_kind
-    if keys in (["name"], ["kind"]):
+    wrapping = any(target.kind.wraps for target in targets)
+    if keys in (["name"], ["kind"]) or (wrapping and keys[:1] == ["source"]):
         problems.add(assignment.where, f"a {keys[0]} is given in the file, where the part stands")
         return
     if len(targets) == 1:
@@ -250,7 +278,7 @@ def _default_model(
     for draft in stages:
         if draft.kind.name != "infer" or settings.model or draft.component.options.get("model"):
             continue
-        if sources and all(source.kind.name == "synthetic" for source in sources):
+        if sources and all(source.chain()[-1].kind.name == "synthetic" for source in sources):
             _set(draft, ("model",), SYNTHETIC_MODEL, "", origins)
         elif sources:
             problems.add(
@@ -366,4 +394,5 @@ def _validate(draft: _Draft, name: str, origins: Origins, problems: Problems) ->
             also_known=("name",) if component.inner else ("kind", "name"),
         )
         return None
-    return Part(draft.kind, name, config, component, where)
+    inner = None if draft.inner is None else _validate(draft.inner, name, origins, problems)
+    return Part(draft.kind, name, config, component, where, inner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,12 +36,20 @@ class Connection:
         name: of the stream, for the thread's name.
         context: for the clock.
         live: the oldest picture gives way where nobody takes them in time; else the server waits.
+        alter: changes each packet in place before it is decoded; for faults made on purpose.
     """
 
     def __init__(
-        self, config: NetworkConfig, name: str, context: RunContext, *, live: bool
+        self,
+        config: NetworkConfig,
+        name: str,
+        context: RunContext,
+        *,
+        live: bool,
+        alter: Callable[[av.Packet[Any]], None] | None = None,
     ) -> None:
         self._config = config
+        self._alter = alter
         self._url = config.url
         self._live = live
         self._now_ns = context.clock.now_ns
@@ -114,6 +122,8 @@ class Connection:
         options = ffmpeg_options(self._config, live=self._live)
         with av.open(connectable(self._url), "r", options=options, timeout=timeout) as container:
             videos = container.streams.video
+            from stages.sources.media import media_facts
+
             if container.format.name in no_video:
                 raise RefusedError(f"{self._url}: what comes is text, no video")
             if not videos or videos[0].codec_context is None:
@@ -125,6 +135,7 @@ class Connection:
             base = video.time_base or Fraction(1, 1_000_000)
             self.facts = {
                 "codec": video.codec_context.name,
+                "media": media_facts(container, video),
                 "time_base": base,
                 "rate_hz": video.average_rate or video.guessed_rate or None,
                 "duration_s": Fraction(container.duration, 1_000_000)
@@ -138,6 +149,8 @@ class Connection:
         for packet in container.demux(video):
             if self.stopped:
                 return
+            if self._alter is not None and packet.size:
+                self._alter(packet)
             try:
                 pictures = video.decode(packet)
             except av.error.InvalidDataError:

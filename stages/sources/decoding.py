@@ -8,7 +8,7 @@ calls one instance.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, cast
@@ -40,6 +40,7 @@ class Decoding:
         path: an existing file.
         stream: which video stream, counted from 0 without cover pictures; None for the best.
         threads: decoding threads; 0 lets FFmpeg choose.
+        alter: changes each video packet in place before it is decoded; for faults made on purpose.
 
     Raises:
         SourceError: the file cannot be read as video, or has no such stream.
@@ -54,8 +55,16 @@ class Decoding:
     missing: str | None
     """After the last picture: what is missing at the end, or None."""
 
-    def __init__(self, path: Path, *, stream: int | None, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        stream: int | None,
+        threads: int,
+        alter: Callable[[av.Packet[Any]], None] | None = None,
+    ) -> None:
         self._path = path
+        self._alter = alter
         self._threads = threads
         self.corrupt = self.concealed = self.repaired = 0
         self.missing = None
@@ -173,7 +182,10 @@ class Decoding:
             packets = container.demux(video)
             while True:
                 try:
-                    frames = video.decode(next(packets))
+                    packet = next(packets)
+                    if self._alter is not None and packet.size:
+                        self._alter(packet)
+                    frames = video.decode(packet)
                 except (StopIteration, EOFError):
                     return
                 except av.error.FFmpegError:
@@ -197,6 +209,8 @@ class Decoding:
                     self._note_end(packet)
                     if packet.stream_index == self._index:
                         self._packets += 1
+                        if self._alter is not None:
+                            self._alter(packet)
                         yield cast("av.Packet[av.VideoStream]", packet)
             except av.error.FFmpegError as error:
                 failures += 1

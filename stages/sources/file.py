@@ -6,10 +6,10 @@ live. One thread calls one instance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field
 
@@ -46,7 +46,8 @@ class FileSource(Source):
 
     Frames carry the container's integer pts and time base; rotation is applied. counters: "corrupt"
     (packets that gave no picture), "concealed" (pictures with damaged parts painted over by the
-    decoder), "pts_repaired" (see `stages.sources.timeline`).
+    decoder), "pts_repaired" (see `stages.sources.timeline`). `alter`, where set, changes packets
+    before they are decoded (see `stages.sources.faults`).
     """
 
     live = False
@@ -56,6 +57,7 @@ class FileSource(Source):
         self.counters = {}
         self._config = config
         self._path = Path(config.path).expanduser()
+        self.alter: Callable[[Any], None] | None = None
         self._decoding: Decoding | None = None
 
     def open(self, context: RunContext) -> StreamInfo:
@@ -67,6 +69,7 @@ class FileSource(Source):
         """
         from stages.sources.color import Converter, color_tags, quarter_turns
         from stages.sources.decoding import Decoding
+        from stages.sources.media import media_facts
         from stages.sources.sidestreams import has_side
 
         self.close()
@@ -74,7 +77,10 @@ class FileSource(Source):
         self._seq = 0
         self.counters = {"corrupt": 0, "concealed": 0, "pts_repaired": 0}
         self._decoding = Decoding(
-            self._path, stream=self._config.stream, threads=self._config.threads
+            self._path,
+            stream=self._config.stream,
+            threads=self._config.threads,
+            alter=self.alter,
         )
         try:
             self._converter: Converter = Converter()
@@ -104,6 +110,7 @@ class FileSource(Source):
                 color=color_tags(first),
                 side=self._open_side if has_side(container) else None,
                 path=str(self._path.absolute()),
+                media=media_facts(container, video, turn),
             )
         except BaseException:
             self.close()

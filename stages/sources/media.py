@@ -14,9 +14,12 @@ import av.error
 from av.stream import Disposition
 
 from pipeline.errors import SourceError
+from pipeline.stage import MediaFacts
 
 # A picture in one of these dispositions is a cover or a preview, not video.
 _STILL: Final = Disposition.attached_pic | Disposition.timed_thumbnails
+# Pictures and bare streams one after another: FFmpeg counts them at a rate that it guesses.
+_WITHOUT_TIMES: Final = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v", "obu"})
 # FFmpeg "decodes" any text file as terminal art; nobody means that.
 NO_VIDEO: Final = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Formats that FFmpeg sees in any text."""
@@ -73,6 +76,28 @@ def choose_stream(
     if video.codec_context is None:
         raise SourceError(f"{path}: no decoder for its video stream in this build of FFmpeg")
     return video
+
+
+def media_facts(
+    container: av.container.InputContainer, video: av.VideoStream, rotation: int = 0
+) -> MediaFacts:
+    """Return what an open container says of itself and its streams."""
+    context = video.codec_context
+
+    def codecs(kind: str) -> tuple[str, ...]:
+        found = [s.codec_context for s in container.streams if s.type == kind]
+        return tuple("unknown" if c is None else c.codec.canonical_name for c in found)
+
+    name = container.format.name
+    return MediaFacts(
+        container=name,
+        codec=context.codec.canonical_name,
+        pixel_format=context.pix_fmt,
+        rotation=rotation,
+        audio=codecs("audio"),
+        subtitles=codecs("subtitle"),
+        own_times=name not in _WITHOUT_TIMES,
+    )
 
 
 def _rank(stream: av.VideoStream) -> tuple[bool, bool, int]:

@@ -9,7 +9,9 @@ ends by itself at that deadline. One thread calls open, read and close; any may 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
@@ -61,7 +63,8 @@ class NetworkSource(Source):
     pts are the stream's own, made strictly increasing: one that is missing or goes back is placed
     by its time of arrival, a jump is a discontinuity. counters: "skipped" (pictures replaced before
     they were read; their seq is missing), "corrupt" (packets that gave no picture),
-    "pts_repaired".
+    "pts_repaired". `alter`, where set, changes packets before they are decoded (see
+    `stages.sources.faults`).
     """
 
     def __init__(self, config: NetworkConfig, name: str) -> None:
@@ -72,6 +75,7 @@ class NetworkSource(Source):
         self._live = config.live
         self._interrupted = threading.Event()
         self._connection: Connection | None = None
+        self.alter: Callable[[Any], None] | None = None
 
     @property
     def live(self) -> bool:  # type: ignore[override]
@@ -92,7 +96,7 @@ class NetworkSource(Source):
             SourceError: no connection, refused, no video, or no picture within the deadline. Where
                 another try cannot help, a `RefusedError`.
         """
-        from stages.sources.color import Converter, color_tags
+        from stages.sources.color import Converter, color_tags, quarter_turns
 
         self._leave()
         live = self.live
@@ -100,7 +104,9 @@ class NetworkSource(Source):
         self._converter: Converter = Converter()
         self._seq = -1
         self.counters = {"skipped": 0, "corrupt": 0, "pts_repaired": 0}
-        self._connection = connection = Connection(self._config, self.name, context, live=live)
+        self._connection = connection = Connection(
+            self._config, self.name, context, live=live, alter=self.alter
+        )
         if self._interrupted.is_set():
             connection.stop()
         connection.start()
@@ -123,15 +129,18 @@ class NetworkSource(Source):
             f"{float(facts['rate_hz'] or 0):g} fps announced"
         )
         self._clock = LiveClock(facts["time_base"], live=live)
+        turn = quarter_turns(first.rotation)
+        size_wh = (first.height, first.width) if turn % 180 else (first.width, first.height)
         return StreamInfo(
             name=self.name,
             uri=self._url,
             live=live,
-            size_wh=(first.width, first.height),
+            size_wh=size_wh,
             time_base=facts["time_base"],
             rate_hz=facts["rate_hz"],
             duration_s=None if live else facts["duration_s"],
             color=color_tags(first),
+            media=replace(facts["media"], rotation=turn),
         )
 
     def read(self, timeout_s: float) -> ReadResult:

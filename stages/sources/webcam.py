@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Config
 from pipeline.errors import RefusedError, SourceError
 from pipeline.frame import U8, Frame, FrameId, FrameTime
-from pipeline.stage import Lost, ReadResult, RunContext, Source, StreamInfo, Timeout
+from pipeline.stage import Lost, MediaFacts, ReadResult, RunContext, Source, StreamInfo, Timeout
 from pipeline.url import Url
 from stages.sources.negotiation import Capture, Mode, negotiate
 from stages.sources.reconnecting import ReconnectConfig
@@ -137,6 +137,7 @@ class WebcamSource(Source):
             size_wh=(width, height),
             time_base=_TIME_BASE,
             rate_hz=rate,
+            media=MediaFacts("camera", mode.pixel_format, own_times=False),
         )
 
     def read(self, timeout_s: float) -> ReadResult:

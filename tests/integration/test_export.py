@@ -88,6 +88,21 @@ def test_an_exported_file_states_all_that_a_run_needs(nano):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_is_certified_on_the_runtimes_that_are_asked_for(nano, tmp_path, monkeypatch):
+    graph = parts(nano[0])[0].SerializeToString()
+    monkeypatch.setattr(onnx_export, "to_graph", lambda *_, **__: graph)  # tracing takes longest
+    path = tmp_path / "both.onnx"
+    said = "\n".join(export("yolox-nano", path, runtimes=["openvino cpu"]))
+    assert "openvino cpu" in said
+    assert parts(path)[1]["parity"]["runtimes"] == ["onnx cpu", "openvino cpu"]
+    assert load(path).certified
+    assert load(path, backend="openvino").certified
+    assert not load(nano[0], backend="openvino").certified, "nobody has compared that"
+    told = verify(path)
+    assert "the numbers hold (onnx cpu)" in told
+    assert "the numbers hold (openvino cpu)" in told
+
+
 def test_the_file_holds_when_it_is_verified(nano):
     said = verify(nano[0])
     assert "the digest holds" in said

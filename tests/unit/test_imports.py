@@ -48,7 +48,15 @@ ALLOWED = {
     "run": ("pipeline", "stages", "exporters"),
 }
 # Modules of stages/ that are no stage but serve to assemble or describe them.
-ASSEMBLY = {"stages.catalog", "stages.plan", "stages.build", "stages.addresses", "stages.listing"}
+ASSEMBLY = {
+    "stages.catalog",
+    "stages.plan",
+    "stages.build",
+    "stages.addresses",
+    "stages.listing",
+    "stages.machine",
+    "stages.diagnosis",
+}
 STAGES = {
     "stages.preprocess",
     "stages.infer",
@@ -140,6 +148,7 @@ def test_no_module_has_a_name_that_says_nothing():
         ["list", "stages"],
         ["list", "models"],
         ["export", "--help"],
+        ["doctor", "--help"],
         ["models", "--help"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]).replace(str(ROOT), ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import traceback
 
@@ -71,3 +72,9 @@ def test_a_url_is_a_value_that_cannot_be_written_to_a_pickle():
     assert len({Url("a"), Url("a")}) == 1
     with pytest.raises(TypeError, match="credentials"):
         pickle.dumps(Url("rtsp://a:b@c"))
+
+
+def test_options_that_hold_a_url_can_be_copied():
+    url = Url("rtsp://a:b@c")
+    assert copy.deepcopy({"url": [url]})["url"][0] is url
+    assert copy.copy(url) is url
