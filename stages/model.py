@@ -21,10 +21,18 @@ from pipeline.errors import ModelError
 from stages.backends.backend import Backend
 from stages.backends.choice import choose
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
-from stages.decoders.metadata import KEY, stated
+from stages.decoders.metadata import KEY
 from stages.decoders.recognise import recognise
 from stages.decoders.seal import check_seal
 from stages.model_files import resolve_model, shipped_models
+from stages.trial import (
+    blank_picture,
+    check_numbers,
+    fix_target_sizes,
+    outputs_that_follow,
+    run_trial,
+    trial_size,
+)
 
 if TYPE_CHECKING:
     from stages.backends.network import Networks
@@ -34,8 +42,6 @@ Array = NDArray[np.generic]
 
 FIRST_RUNTIMES: Final = ("onnx cpu",)
 """What every certificate compares; files that name no runtimes are from when there was no other."""
-_GRAY: Final = 114
-_TARGET_SIZES: Final = "orig_target_sizes"
 
 
 class LoadedModel:
@@ -97,7 +103,7 @@ class LoadedModel:
 
     def blank(self) -> Array:
         """Return a gray picture as the graph takes it, without a batch axis, for warm-up."""
-        return _blank(self.backend.inputs[0], self.preprocessing.size_wh)
+        return blank_picture(self.backend.inputs[0], self.preprocessing.size_wh)
 
     def describe(self) -> dict[str, object]:
         """Return the report's "model" section."""
@@ -204,14 +210,14 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         for key in ("input_size", "fit", "pad_value", "pixel_order", "mean", "scale", "options")
         if (value := getattr(config, key)) is not None
     }
-    _fix_target_sizes(backend, config)
+    fix_target_sizes(backend, config)
     graph = GraphInfo(backend.inputs, backend.outputs, backend.metadata)
-    size_wh = _trial_size(graph, config)
+    size_wh = trial_size(graph, config)
     batched: frozenset[str] = frozenset()
     # Without a size there can be no trial; recognition then says what is missing.
     if size_wh is not None:
-        single = _trial(backend, size_wh, 1)
-        _check_numbers(backend, size_wh, single)
+        single = run_trial(backend, size_wh, 1)
+        check_numbers(backend, size_wh, single)
         seen = tuple(TensorInfo(name, a.shape, a.dtype.name) for name, a in single.items())
         graph = GraphInfo(backend.inputs, seen, backend.metadata)
     recognised = recognise(
@@ -221,7 +227,7 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         overrides=overrides,
     )
     if size_wh is not None and config.batch > 1:
-        batched = _batched_outputs(backend, size_wh, config.batch, single)
+        batched = outputs_that_follow(backend, size_wh, config.batch, single)
     as_told = (
         not any(value != {} for value in overrides.values())
         and config.decoder is None
@@ -244,107 +250,6 @@ def _was_certified_on(backend: Backend) -> bool:
     parity = _own_metadata(backend.metadata).get("parity")
     stated = parity.get("runtimes", FIRST_RUNTIMES) if isinstance(parity, dict) else ()
     return runtime in stated
-
-
-def _fix_target_sizes(backend: Backend, config: InferConfig) -> None:
-    """Tell a graph of RT-DETR's kind that its picture is as large as its input.
-
-    Such graphs take the size of the original picture as a second input and scale their boxes to it.
-    With the input's own size they are in model pixels, as everybody else's, and the letterbox takes
-    them to the picture.
-    """
-    others = [info for info in backend.inputs if info.name == _TARGET_SIZES]
-    rest = tuple(info for info in backend.inputs if info.name != _TARGET_SIZES)
-    if len(others) != 1 or others[0].shape[-1:] != (2,):
-        return
-    size_wh = _trial_size(GraphInfo(rest, backend.outputs, backend.metadata), config)
-    if size_wh is not None:
-        backend.fix(_TARGET_SIZES, np.array(size_wh, others[0].dtype))
-
-
-def _trial_size(graph: GraphInfo, config: InferConfig) -> tuple[int, int] | None:
-    """Return the (width, height) of a trial run, or None where nothing tells it."""
-    if len(graph.inputs) != 1 or len(graph.inputs[0].shape) not in (3, 4):
-        return None
-    shape = graph.inputs[0].shape[-3:]
-    if 3 not in (shape[0], shape[2]):
-        return None
-    height, width = shape[1:] if shape[0] == 3 else shape[:2]
-    wanted = config.input_size
-    if wanted is None and None in (width, height):
-        says = stated(graph.metadata)
-        wanted = None if says is None else says.size_wh
-    if width is not None and height is not None:
-        # Where the user asks for another size than the graph's, recognition shows both.
-        return width, height
-    return wanted
-
-
-def _blank(info: TensorInfo, size_wh: tuple[int, int]) -> Array:
-    width, height = size_wh
-    shape = (3, height, width) if info.shape[-3] == 3 else (height, width, 3)
-    try:
-        return np.full(shape, _GRAY, np.dtype(info.dtype))
-    except TypeError as error:
-        raise ModelError(f"input '{info.name}' takes {info.dtype}, which no picture is") from error
-
-
-def _check_numbers(
-    backend: Backend, size_wh: tuple[int, int], outputs: Mapping[str, Array]
-) -> None:
-    """Refuse a graph that gives NaN for every picture, before a run has begun."""
-    bad = _nan_output(outputs)
-    if bad is None:
-        return
-    # A graph that divides by the picture's own deviation may do so for the gray picture alone.
-    blank = _blank(backend.inputs[0], size_wh)
-    noise = np.random.default_rng(0).integers(0, 256, blank.shape).astype(blank.dtype)
-    batched = len(backend.inputs[0].shape) == 4
-    bad = _nan_output(backend.run(noise[None] if batched else noise))
-    if bad is not None:
-        name, count, size = bad
-        raise ModelError(
-            f"output '{name}' holds NaN in {count} of {size} values whatever the picture shows: "
-            "the weights are damaged, or numbers overflow in half precision; download or export "
-            "the file again"
-        )
-
-
-def _nan_output(outputs: Mapping[str, Array]) -> tuple[str, int, int] | None:
-    """Return name, NaN values and all values of the first output that holds NaN."""
-    for name, array in outputs.items():
-        count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-        if count:
-            return name, count, array.size
-    return None
-
-
-def _trial(backend: Backend, size_wh: tuple[int, int], batch: int) -> dict[str, Array]:
-    blank = _blank(backend.inputs[0], size_wh)
-    if len(backend.inputs[0].shape) == 3:
-        return backend.run(blank)
-    return backend.run(np.stack([blank] * batch))
-
-
-def _batched_outputs(
-    backend: Backend, size_wh: tuple[int, int], batch: int, single: Mapping[str, Array]
-) -> frozenset[str]:
-    """Return the outputs that have a row for each picture; all must, or frames would be mixed."""
-    info = backend.inputs[0]
-    fixed = info.shape[0] if len(info.shape) == 4 else 1
-    if fixed is not None:
-        raise ModelError(
-            f"batch {batch} was asked for, but the graph takes {fixed} picture(s) at once: "
-            "set infer.batch to 1, or export it with an open batch"
-        )
-    several = _trial(backend, size_wh, batch)
-    for name, array in several.items():
-        if (batch, *single[name].shape[1:]) != array.shape or single[name].shape[:1] != (1,):
-            raise ModelError(
-                f"output '{name}' does not follow the batch: {list(single[name].shape)} for one "
-                f"picture, {list(array.shape)} for {batch}; set infer.batch to 1"
-            )
-    return frozenset(several)
 
 
 def _class_names(given: Sequence[str] | str | None) -> Sequence[str] | None:
