@@ -69,6 +69,9 @@ class Halves(MapSource):
         width, height = letterbox.source_wh
         return np.repeat((np.arange(width) < width // 2)[None], height, 0).astype(np.uint8)
 
+    def lead(self, letterbox, class_id):
+        return (self.paint(letterbox) != class_id).astype(np.float32)
+
 
 class MapDecoder(TableDecoder):
     def decode(self, outputs, score_threshold):
