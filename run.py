@@ -9,8 +9,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,10 @@ from pipeline.arguments import given_flags, parse
 from pipeline.errors import RackfocusError, SinkError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.runner import Pipeline, RunResult
+    from exporters.download import Progress
+    from exporters.networks import ZooNetworks
+    from pipeline.interrupts import StopRequests
+    from pipeline.runner import RunResult
     from stages.build import Built
     from stages.plan import Plan
 
@@ -43,38 +45,55 @@ def _load(arguments: argparse.Namespace) -> Plan:
     config = load_config(document, given_flags(arguments), assignments, problems)
     plan = make_plan(config, problems) if config is not None else None
     if plan is not None:
-        check_files(plan, problems)
+        check_files(plan, problems, _networks)
     problems.raise_if_any()
     if plan is None:
         raise UsageError("the configuration cannot be used")
     return plan
 
 
+def _networks(progress: Progress | None = None) -> ZooNetworks:
+    from exporters.networks import ZooNetworks
+
+    return ZooNetworks(progress)
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    with _signals() as stop:
+    from pipeline.interrupts import stop_requests
+
+    with stop_requests() as stop:
         return _run_plan(_load(arguments), arguments, stop)
 
 
-def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: _Stop) -> int:
-    from pipeline.console import Console, expected_frames
+def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: StopRequests) -> int:
+    from pipeline.console import Console, download_bar, expected_frames
     from pipeline.limits import Limits
     from pipeline.report import build_report
-    from pipeline.runner import Pipeline, QueueOptions, Snapshot
+    from pipeline.report_file import write_report
+    from pipeline.runner import Pipeline, Snapshot
     from pipeline.stage import RunContext
+    from pipeline.wiring import QueueOptions
     from stages.build import build
     from stages.sinks.record import DetectionsHash
 
     settings = plan.settings
     console = Console(quiet=arguments.quiet)
     context = RunContext(on_note=console.note)
-    built = build(plan, context)
+    with download_bar() as progress:
+        built = build(plan, context, lambda: _networks(None if arguments.quiet else progress))
     queues = settings.queues
     pipeline = Pipeline(
         built.sources,
         built.stages,
         built.sinks,
         live=built.live,
-        queues=QueueOptions(queues.capacity, int(queues.max_bytes), queues.threads, plan.queued()),
+        queues=QueueOptions(
+            queues.capacity,
+            int(queues.max_bytes),
+            queues.threads,
+            plan.queued(),
+            None if settings.max_age_ms is None else settings.max_age_ms / 1e3,
+        ),
         limits=Limits(settings.max_frames, settings.duration_s),
         context=context,
         tap=DetectionsHash() if built.model is not None else None,
@@ -105,14 +124,19 @@ def _run_plan(plan: Plan, arguments: argparse.Namespace, stop: _Stop) -> int:
     )
     if arguments.verbose:
         _print_causes(result)
-    failed = _write_report(settings.report, report)
+    unwritten = None
+    if settings.report is not None:
+        try:
+            write_report(settings.report, report)
+        except SinkError as error:
+            unwritten = error
     try:
-        console.result(report, settings.report if failed is None else None)
+        console.result(report, settings.report if unwritten is None else None)
     except BrokenPipeError:
         _silence_stdout()
-    if failed is not None:
-        print(f"error: {failed}", file=sys.stderr)
-        return result.exit_code or failed.exit_code
+    if unwritten is not None:
+        print(f"error: {unwritten}", file=sys.stderr)
+        return result.exit_code or unwritten.exit_code
     return result.exit_code
 
 
@@ -120,76 +144,6 @@ def _headline(plan: Plan, built: Built) -> str:
     mode = "live" if built.live else "offline"
     why = "" if plan.settings.mode != "auto" else " (from the source)"
     return f"{mode}{why}: {', '.join(s.name for s in built.sources)}; {built.model_line()}"
-
-
-class _Stop:
-    """Passes stop requests on to the pipeline, also those that came before there was one.
-
-    A signal's handler only counts: raised inside an import or a library's callback, an exception
-    could be lost or leave things half done.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._pipeline: Pipeline | None = None
-
-    def __call__(self, *_: object) -> None:
-        self.received += 1
-        if self._pipeline is not None:
-            self._pipeline.request_stop()
-        elif self.received > 1:
-            raise KeyboardInterrupt
-
-    def hand_to(self, pipeline: Pipeline) -> None:
-        """From now on a request stops `pipeline`; raise KeyboardInterrupt if one has come."""
-        self._pipeline = pipeline
-        if self.received:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Stop on SIGINT, SIGTERM and a closed terminal: the first drains, the second aborts."""
-    import signal
-
-    stop = _Stop()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
-        numbers.append(hangup)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _write_report(path: str | None, report: dict[str, object]) -> SinkError | None:
-    """Write the report, whole or not at all; return what went wrong."""
-    if path is None:
-        return None
-    import json
-
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is no UTF-8 has lone surrogates in Python; `\udcff` is how JSON writes them.
-    data = text.encode("utf-8", errors="backslashreplace")
-    target = Path(path)
-    try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)  # a pipe or /dev/null: replacing it would destroy the device
-            return None
-        target = target.resolve()  # a link stays one
-        part = target.with_name(f"{target.name}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(target)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        return SinkError(f"the report {path} cannot be written: {error.strerror}")
-    return None
 
 
 def _print_causes(result: RunResult) -> None:
@@ -214,6 +168,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from pipeline.console import table
     from pipeline.problems import did_you_mean
     from stages.listing import TOPICS, listing
 
@@ -222,7 +177,7 @@ def _list(arguments: argparse.Namespace) -> int:
         raise UsageError(f"nothing to list called '{arguments.topic}'{near} ({', '.join(TOPICS)})")
     from exporters import zoo
 
-    for line in listing(arguments.topic, exportable=zoo.describe()):
+    for line in listing(arguments.topic, zoo.describe(), table):
         print(line)
     return 0
 
@@ -244,6 +199,14 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models(arguments: argparse.Namespace) -> int:
+    from exporters.pull import pull_models
+    from pipeline.console import download_bar
+
+    pull_models(arguments.names, overwrite=arguments.overwrite, say=print, bar=download_bar)
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from exporters.command import verify_file
 
@@ -257,6 +220,7 @@ _HANDLERS: Final = {
     "list": _list,
     "export": _export,
     "verify": _verify,
+    "models": _models,
 }
 
 
@@ -273,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error, str(error), verbose="--verbose" in arguments)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped before the run began", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough (`list | head`); Python would complain at exit.

@@ -11,6 +11,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import Any, Final
 
+from exporters.networks import ZooNetworks
 from pipeline.detections import Detections
 from pipeline.errors import ConfigError, UsageError
 from pipeline.frame import U8, Frame, FrameId, FrameTime
@@ -49,7 +50,7 @@ class Detector:
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         plan = _plan(model, nms or {}, assignments, device)
-        built = build(plan, RunContext(on_note=note))
+        built = build(plan, RunContext(on_note=note), ZooNetworks)
         if built.model is None:
             raise UsageError("no model is given")
         self.class_names = built.model.class_names
@@ -128,7 +129,7 @@ def _plan(
     config = load_config(None, flags, parsed, problems)
     plan = make_plan(config, problems) if config is not None else None
     if plan is not None:
-        check_files(plan, problems)
+        check_files(plan, problems, ZooNetworks)
     problems.raise_if_any()
     if plan is None:
         raise UsageError("the options cannot be used")

@@ -131,7 +131,7 @@ class _AsItComes:
         return dict(zip(self._names, values, strict=True))
 
 
-def _chain(model: str, *, spin: bool | None, threads: int | None = None) -> list[Any]:
+def chain(model: str, *, spin: bool | None, threads: int | None = None) -> list[Any]:
     """Return preprocess, infer, nms and overlay, opened; spin None keeps the project's runtime."""
     from pipeline.stage import RunContext
     from stages.infer import InferConfig, InferStage
@@ -155,7 +155,8 @@ def _chain(model: str, *, spin: bool | None, threads: int | None = None) -> list
     return stages
 
 
-def _callback(stages: list[Any]) -> Callable[[Picture, int], Picture]:
+def callback(stages: list[Any]) -> Callable[[Picture, int], Picture]:
+    """Return a function that sends one picture through `stages` and gives it back, drawn on."""
     from pipeline.frame import Frame, FrameId, FrameTime
 
     def annotate(image: Picture, index: int) -> Picture:
@@ -171,7 +172,7 @@ def run_loop(clip: Path, model: str, out: Path, *, spin: bool) -> tuple[int, flo
     """Read, annotate, write, one after another."""
     import cv2
 
-    annotate = _callback(_chain(model, spin=spin))
+    annotate = callback(chain(model, spin=spin))
     wall, cpu = time.perf_counter(), time.process_time()
     capture = cv2.VideoCapture(str(clip))
     write, finish = _writer(out)
@@ -191,7 +192,7 @@ def run_supervision(clip: Path, model: str, out: Path, *, spin: bool) -> tuple[i
     import supervision as sv
     from supervision.utils import video
 
-    annotate = _callback(_chain(model, spin=spin))
+    annotate = callback(chain(model, spin=spin))
     counted = [0]
 
     class Writer:
@@ -216,8 +217,9 @@ def run_supervision(clip: Path, model: str, out: Path, *, spin: bool) -> tuple[i
 
 def run_pipeline(clip: Path, model: str, out: Path, *, threads: str) -> tuple[int, float, float]:
     """Run the project's own pipeline; timed, like the others, from opening the clip on."""
-    from pipeline.runner import Pipeline, QueueOptions
+    from pipeline.runner import Pipeline
     from pipeline.stage import RunContext, StreamInfo
+    from pipeline.wiring import QueueOptions
     from stages.sinks.video import VideoSink, VideoSinkConfig
     from stages.sources.file import FileConfig, FileSource
 
@@ -230,7 +232,7 @@ def run_pipeline(clip: Path, model: str, out: Path, *, threads: str) -> tuple[in
 
     pipeline = Pipeline(
         [Timed(FileConfig(path=str(clip)), "clip")],
-        _chain(model, spin=None),
+        chain(model, spin=None),
         [VideoSink(VideoSinkConfig(path=str(out), overwrite=True), "video")],
         live=False,
         queues=QueueOptions(threads="single" if threads == "single" else "per_stage"),
@@ -249,7 +251,7 @@ def measure_stages(clip: Path, model: str, out: Path, threads: int | None) -> di
     from stages.sources.file import FileConfig, FileSource
 
     source = FileSource(FileConfig(path=str(clip)), "clip")
-    stages = _chain(model, spin=None, threads=threads)
+    stages = chain(model, spin=None, threads=threads)
     write, finish = _writer(out)
     wall = dict.fromkeys(STAGES, 0.0)
     cpu = dict.fromkeys(STAGES, 0.0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from exporters import onnx_export
+from exporters.cards import card_of, check_card, short
 from exporters.frames import SYNTHETIC, pictures
 from exporters.zoo import ZOO, Entry, find
 from pipeline.errors import ModelError, ParityError, UsageError
@@ -84,7 +85,7 @@ def _export(
     network, source = build(entry, weights, progress=progress)
     say(f"{entry.name}: {_weights_line(source.facts())}")
     entry = entry.named(source.class_names)
-    card = _card(entry, source.licence)
+    card = card_of(entry, source.licence)
     draft = onnx_export.describe(card, network, None)
     del draft["parity"]
     draft["source"] = dict(source.facts())
@@ -157,9 +158,10 @@ def verify_file(file: str, *, weights: str | None, frames: str | None, say: Say)
     if entry is None:
         say(f"  numbers not compared: '{stated.get('name')}' is no model of `list models`")
         return
-    _check_card(path, entry, stated)
-    if _missing() is not None:
-        say(f'  numbers not compared: {_missing()} is not installed (pip install -e ".[torch]")')
+    check_card(path, entry, stated)
+    missing = missing_package()
+    if missing is not None:
+        say(f'  numbers not compared: {missing} is not installed (pip install -e ".[torch]")')
         return
     _check_graph(path)
     from exporters.weights import one_thread
@@ -200,7 +202,7 @@ def _check_numbers(
     names = list(entry.named(source.class_names).class_names)
     if names != stated.get("class_names"):
         raise ParityError(
-            f"{path}: class_names is {_short(stated.get('class_names'))}, expected {_short(names)}"
+            f"{path}: class_names is {short(stated.get('class_names'))}, expected {short(names)}"
         )
     outcome = _compare(path, entry, torch_run(network, entry.outputs), frames)
     if not outcome.holds:
@@ -247,42 +249,6 @@ def _load(path: Path, batch: int = 1) -> LoadedModel:
     return load_model(InferConfig(model=str(path), device="cpu", batch=batch), lambda _: None)
 
 
-def _card(entry: Entry, licence: str) -> onnx_export.Card:
-    return onnx_export.Card(
-        name=entry.name,
-        task=entry.task,
-        decoder=entry.decoder,
-        preprocessing=entry.preprocessing,
-        class_names=entry.class_names,
-        licence=licence,
-        options=entry.options,
-    )
-
-
-def _check_card(path: Path, entry: Entry, stated: Mapping[str, Any]) -> None:
-    """Refuse a file that says of itself other things than the table does."""
-    import dataclasses
-    import json
-
-    known = {
-        "task": entry.task,
-        "decoder": entry.decoder,
-        "options": dict(entry.options),
-        "preprocessing": dataclasses.asdict(entry.preprocessing),
-        "class_names": list(entry.class_names),
-    }
-    if stated.get("source", {}).get("weights") == "file":
-        del known["class_names"]  # they are the checkpoint's
-    # Through JSON, which has lists for tuples.
-    wrong = [
-        f"  {key} is {_short(stated.get(key))}, expected {_short(value)}"
-        for key, value in json.loads(json.dumps(known)).items()
-        if stated.get(key) != value
-    ]
-    if wrong:
-        raise ParityError(f"{path} is no {entry.name} as it is exported here\n" + "\n".join(wrong))
-
-
 def _check_graph(path: Path) -> None:
     import onnx
 
@@ -290,11 +256,6 @@ def _check_graph(path: Path) -> None:
         onnx.checker.check_model(onnx.load(str(path)), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ParityError(f"{path} is no valid ONNX graph: {error}") from error
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _table(outcome: Outcome) -> str:
@@ -327,7 +288,8 @@ def _target(out: str, *, overwrite: bool) -> Path:
     return path
 
 
-def _missing() -> str | None:
+def missing_package() -> str | None:
+    """Return the first package of the torch extra that is not installed; None where all are."""
     for name in _NEEDED:
         try:
             importlib.import_module(name)
@@ -337,7 +299,7 @@ def _missing() -> str | None:
 
 
 def _need_torch() -> None:
-    missing = _missing()
+    missing = missing_package()
     if missing is not None:
         raise UsageError(
             f'export needs {missing}, which is not installed: pip install -e ".[torch]"'

@@ -8,7 +8,6 @@ pass it wrongly.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -18,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from pipeline.errors import ModelError, UsageError
+from pipeline.home import home_folder
 
 _CHUNK_BYTES: Final = 1 << 18
 _TIMEOUT_S: Final = 30.0
@@ -28,10 +28,8 @@ Progress = Callable[[int, int | None], None]
 
 
 def cache_folder() -> Path:
-    """Return where weights are kept: RACKFOCUS_HOME, else ~/.cache/rackfocus."""
-    chosen = os.environ.get("RACKFOCUS_HOME")
-    base = Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "rackfocus"
-    return base / "weights"
+    """Return where weights are kept: in `pipeline.home.home_folder`."""
+    return home_folder() / "weights"
 
 
 def cached(url: str, sha256: str, folder: Path | None = None) -> Path | None:
@@ -47,7 +45,7 @@ def cached(url: str, sha256: str, folder: Path | None = None) -> Path | None:
     if not found.startswith(sha256):
         raise ModelError(
             f"{target} is not the file that was published: its sha256 is {found}, expected "
-            f"{sha256}; delete it and try again"
+            f"{_told(sha256)}; delete it and try again"
         )
     return target
 
@@ -84,14 +82,14 @@ def fetch(
         kept = " What has arrived is kept, and the next try goes on from there." * part.is_file()
         raise ModelError(
             f"{url} cannot be downloaded ({reason}).{kept} Without network: download it "
-            f"elsewhere and put it at {target} (sha256 {sha256})"
+            f"elsewhere and put it at {target} (sha256 {_told(sha256)})"
         ) from error
     found = _sha256(part)
     if not found.startswith(sha256):
         part.unlink()
         raise ModelError(
-            f"{url} gave another file than was published: sha256 {found}, expected {sha256}. It "
-            "was deleted"
+            f"{url} gave another file than was published: sha256 {found}, expected "
+            f"{_told(sha256)}. It was deleted"
         )
     part.replace(target)
     return target
@@ -100,6 +98,11 @@ def fetch(
 def is_cached(url: str) -> bool:
     """Return whether a file of that name is in the cache, unchecked."""
     return _target(url, None).is_file()
+
+
+def _told(sha256: str) -> str:
+    digits = len(sha256)
+    return sha256 if digits == 64 else f"{sha256}..., of which only {digits} digits are published"
 
 
 def _target(url: str, folder: Path | None) -> Path:

@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.problems import did_you_mean
 from stages.decoders.decoder import Preprocessing
 from stages.decoders.names import COCO_80, COCO_90, COCO_91, VOC_21
+from stages.model_files import KnownModel
 
 _YOLOX_SHA256: Final = {
     "nano": "cd28f55fbbc1829f99d9ac9b38a16d259a22889739c8728ea877610201feff7b",
@@ -273,18 +274,16 @@ def find(name: str) -> Entry:
     return ZOO[name]
 
 
-def describe() -> Iterator[str]:
-    """Yield a line about each model: task, input, parameters, licence and where weights are."""
+def describe() -> Iterator[KnownModel]:
+    """Yield what is to be told of each model."""
     for entry in ZOO.values():
-        width, height = entry.preprocessing.size_wh
-        yield (
-            f"  {entry.name:<21} {entry.task}, {width}x{height}, "
-            f"{entry.parameters / 1e6:.1f} M parameters, {_published(entry.official)}"
+        official = entry.official
+        yield KnownModel(
+            name=entry.name,
+            task=entry.task,
+            input_wh=entry.preprocessing.size_wh,
+            parameters=entry.parameters,
+            licence=None if official is None else official.licence,
+            weights_url=None if official is None else official.url,
+            weights_here=official is not None and is_cached(official.url),
         )
-
-
-def _published(official: Published | None) -> str:
-    if official is None:
-        return "no published weights: --weights FILE or random"
-    here = " (here already)" if is_cached(official.url) else ""
-    return f"{official.licence} weights from {official.url.split('/')[2]}{here}"

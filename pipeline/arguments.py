@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, NoReturn
 
 from pipeline.errors import UsageError
 
@@ -20,6 +20,17 @@ exit codes: 0 done, 1 the file does not answer like the network, 2 usage or weig
 
 needs the extra torch: pip install -e ".[torch]"; RACKFOCUS_HOME is where downloads are kept"""
 
+PULL_EPILOG: Final = """\
+examples:
+  run.py models pull yolox-nano ssdlite320
+  run.py run street.mp4 --model yolox-nano -o out.mp4
+
+exit codes: 0 done or here already, 1 a file does not answer like the network, 2 name, network or
+weights
+
+needs the extra torch: pip install -e ".[torch]"; without it the weights are downloaded and kept.
+RACKFOCUS_HOME, else ~/.cache/rackfocus, is where: weights/ for downloads, models/ for models"""
+
 EXAMPLES: Final = f"""\
 examples:
   run.py run synthetic:shapes -o out.mp4 --duration 10
@@ -28,6 +39,7 @@ examples:
   run.py run -c configs/file.yaml --set nms.score_threshold=0.5
   run.py check configs/file.yaml
   run.py list sinks
+  run.py models pull yolox-nano
   run.py export yolox-nano -o yolox_nano.onnx
   run.py verify yolox_nano.onnx
 
@@ -44,14 +56,7 @@ class _Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings]
 
 
-def _run_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Run sources through the stages into sinks.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _run_arguments(parser: _Parser) -> None:
     add = parser.add_argument
     add(
         "sources",
@@ -67,76 +72,58 @@ def _run_parser(prog: str) -> _Parser:
         help="out.mp4 | .mkv | .mov, out.jsonl, frames/%%06d.jpg, window, null; may repeat",
     )
     add("-c", dest="config", metavar="FILE.yaml", help="a configuration file; flags outrank it")
-    add("--model", metavar="NAME|FILE.onnx", help="the model; built in: shapes")
+    add("--model", metavar="NAME|FILE.onnx", help="the model: a file, shapes, or one pulled")
     add("--device", metavar="auto|cpu|cuda[:n]", help="where the model runs")
-    add("--backend", metavar="auto|onnx", help="what runs the model")
+    add("--backend", metavar="auto|onnx|openvino|torch", help="what runs the model")
     _add_set(parser)
     mode = parser.add_mutually_exclusive_group()
     add_mode = mode.add_argument
     add_mode("--live", action="store_true", help="stay fresh: drop frames rather than lag")
     add_mode("--offline", action="store_true", help="process every frame, in order")
     add("--report", metavar="FILE.json", help="write the run report; an older one is replaced")
-    add("--overwrite", action="store_true", help="replace output files that exist")
+    _add_overwrite(parser, "output files that exist")
     add("--duration", metavar="S", help="stop after S seconds of each source")
     add("--max-frames", metavar="N", help="stop after N frames of each source")
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument("--quiet", action="store_true", help="show failures only")
-    how_much.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
+    _add_verbose(how_much)
 
 
-def _check_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Validate a configuration file without running it.",
-        epilog=EXIT_CODES,
-        allow_abbrev=False,
-    )
+def _check_arguments(parser: _Parser) -> None:
     parser.add_argument("config", metavar="FILE.yaml", help="the configuration file")
     _add_set(parser)
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
+    _add_verbose(parser)
 
 
-def _list_parser(prog: str) -> _Parser:
-    parser = _Parser(prog=prog, description="Say what there is to choose from.", allow_abbrev=False)
+def _list_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "topic", nargs="?", metavar="sources|stages|sinks|models|configs", help="only these"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
+    _add_verbose(parser)
 
 
-def _export_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Write a model as an ONNX file that provably answers like its network.",
-        epilog=EXPORT_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _models_arguments(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("action", choices=("pull",), metavar="pull", help="the only one there is")
+    add("names", nargs="+", metavar="NAME", help="models of `list models`; any number of them")
+    _add_overwrite(parser, "pulled models that are here; weights are not fetched again")
+    _add_verbose(parser)
+
+
+def _export_arguments(parser: _Parser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help="a model of `list models`")
     add("-o", dest="out", metavar="FILE.onnx", help="the file to write; default NAME.onnx")
-    add("--overwrite", action="store_true", help="replace a file that exists")
+    _add_overwrite(parser, "a file that exists")
     add("--precision", choices=("fp32",), default="fp32", help="of weights and sums")
     _add_weights(parser, "official")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
+    _add_verbose(parser)
 
 
-def _verify_parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        description="Check that an exported file still is what its certificate says.",
-        epilog=EXPORT_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _verify_arguments(parser: _Parser) -> None:
     parser.add_argument("file", metavar="FILE.onnx", help="a file that `export` wrote")
     _add_weights(parser, None)
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
-    return parser
+    _add_verbose(parser)
 
 
 def _add_weights(parser: _Parser, default: str | None) -> None:
@@ -154,7 +141,7 @@ def _add_weights(parser: _Parser, default: str | None) -> None:
     )
 
 
-def _add_set(parser: argparse.ArgumentParser) -> None:
+def _add_set(parser: _Parser) -> None:
     parser.add_argument(
         "--set",
         dest="assignments",
@@ -165,12 +152,71 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_overwrite(parser: _Parser, what: str) -> None:
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+
+
+def _add_verbose(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks of errors")
+
+
+class _Command(NamedTuple):
+    """One command: its line in the list of commands, its help, and its arguments."""
+
+    summary: str
+    description: str
+    epilog: str
+    add_arguments: Callable[[_Parser], None]
+
+    def parser(self, prog: str) -> _Parser:
+        parser = _Parser(
+            prog=prog,
+            description=self.description,
+            epilog=self.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_arguments(parser)
+        return parser
+
+
 _COMMANDS: Final = {
-    "run": (_run_parser, "run sources through the stages into sinks"),
-    "check": (_check_parser, "validate a configuration file without running it"),
-    "export": (_export_parser, "write a model as a certified ONNX file"),
-    "verify": (_verify_parser, "check such a file"),
-    "list": (_list_parser, "say what sources, stages, sinks, models and configs there are"),
+    "run": _Command(
+        "run sources through the stages into sinks",
+        "Run sources through the stages into sinks.",
+        EXAMPLES,
+        _run_arguments,
+    ),
+    "check": _Command(
+        "validate a configuration file without running it",
+        "Validate a configuration file without running it.",
+        EXIT_CODES,
+        _check_arguments,
+    ),
+    "models": _Command(
+        "pull models with official weights, for --model NAME",
+        "Download official weights and keep a certified model of them, for --model NAME.",
+        PULL_EPILOG,
+        _models_arguments,
+    ),
+    "export": _Command(
+        "write a model as a certified ONNX file",
+        "Write a model as an ONNX file that provably answers like its network.",
+        EXPORT_EPILOG,
+        _export_arguments,
+    ),
+    "verify": _Command(
+        "check such a file",
+        "Check that an exported file still is what its certificate says.",
+        EXPORT_EPILOG,
+        _verify_arguments,
+    ),
+    "list": _Command(
+        "say what sources, stages, sinks, models and configs there are",
+        "Say what there is to choose from.",
+        EXIT_CODES,
+        _list_arguments,
+    ),
 }
 
 
@@ -179,14 +225,16 @@ def parse(argv: Sequence[str], prog: str) -> tuple[str, argparse.Namespace]:
     if not argv:
         raise UsageError(f"no command; {prog} --help lists what there is")
     if argv[0] in ("-h", "--help"):
-        commands = "\n".join(f"  {name:<8} {told}" for name, (_, told) in _COMMANDS.items())
+        commands = "\n".join(
+            f"  {name:<8} {command.summary}" for name, command in _COMMANDS.items()
+        )
         sys.stdout.write(f"usage: {prog} COMMAND ...\n\ncommands:\n{commands}\n\n{EXAMPLES}\n")
         raise SystemExit(0)
     command = argv[0]
     if command not in _COMMANDS:
         near = _near(command, _COMMANDS)
         raise UsageError(f"unknown command '{command}'{near} (commands: {', '.join(_COMMANDS)})")
-    parser = _COMMANDS[command][0](f"{prog} {command}")
+    parser = _COMMANDS[command].parser(f"{prog} {command}")
     given = list(argv[1:])
     # What follows `--` is no flag; argparse forgets that where arguments are intermixed.
     end = given.index("--") if "--" in given else len(given)

@@ -9,7 +9,10 @@ class Config(BaseModel):
     """A section of the configuration. Every field has a description: `list` and the docs print
     it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # An address in a message would show its password.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
 
 class StageConfig(Config):

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from pipeline.url import redact
@@ -201,6 +201,31 @@ def failures(report: Mapping[str, Any]) -> list[str]:
     """Return one line for each failure of a report, the one that ended the run first."""
     found = [str(failure["message"]) for failure in report["failures"]]
     return [f"{'error' if i == 0 else 'then'}: {text}" for i, text in enumerate(found)]
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: drawn to fit where stdout is a terminal, else one a row."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+        return [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (heading, *rows)
+        ]
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for k, title in enumerate(heading):
+        # What is to be typed stands whole on a narrow terminal; the rest is folded, never cut off.
+        drawn.add_column(title, no_wrap=k == 0, overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(Text, row))  # texts, because brackets are markup in strings
+    console = RichConsole(file=sys.stdout)
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get().splitlines()
 
 
 def _size(count: int) -> str:

@@ -7,6 +7,7 @@
     │   └── DeviceError       2   the device or runtime that was asked for is not there
     ├── ParityError           1   an exported file does not answer like its network
     ├── SourceError           1   a source failed or lost data
+    │   └── RefusedError      1   ... and another try will not mend it
     ├── SinkError             1   an output could not be written
     ├── StageError            1   what the runner raises: names stage, operation, stream, frame
     └── StuckError            1   a stage did not return within its deadline
@@ -55,6 +56,10 @@ class ParityError(RackfocusError):
 
 class SourceError(RackfocusError):
     """A source could not be opened, or lost data while it ran."""
+
+
+class RefusedError(SourceError):
+    """A source that another try will not open: wrong password, no such path, no video in it."""
 
 
 class SinkError(RackfocusError):

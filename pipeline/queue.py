@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Literal, Protocol, TypeVar
@@ -79,6 +79,8 @@ class BoundedQueue(Generic[T]):
             refusing it would stop the run.
         policy: what an offer to a full queue does: wait, drop from the front, or drop itself.
         producers: how many `end()` calls end it.
+        one_per: with it at most one item of each key is held: a newer one takes the older one's
+            place in the line, so that no key can push another's items out or back.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class BoundedQueue(Generic[T]):
         max_bytes: int,
         policy: Policy = "block",
         producers: int = 1,
+        one_per: Callable[[T], Hashable] | None = None,
         clock: Clock | None = None,
     ) -> None:
         if capacity < 1 or max_bytes < 1 or producers < 1:
@@ -101,6 +104,7 @@ class BoundedQueue(Generic[T]):
         self._capacity = capacity
         self._max_bytes = max_bytes
         self._producers = producers
+        self._one_per = one_per
         self._clock = clock or MonotonicClock()
         self._items: deque[T] = deque()
         self._bytes = 0
@@ -122,6 +126,9 @@ class BoundedQueue(Generic[T]):
         with self._not_full:
             if self._state is QueueState.ENDED:
                 raise RuntimeError(f"queue {self.name!r} has ended: nothing can be put into it")
+            if (at := self._twin(item)) is not None and self._state is QueueState.OPEN:
+                self._offered += 1
+                return self._replace(at, item)
             if self.policy == "block" and not self._fits(size):
                 started = self._clock.now_ns()
                 while not self._fits(size) and self._state is QueueState.OPEN:
@@ -213,6 +220,20 @@ class BoundedQueue(Generic[T]):
         if not self._items:
             return True
         return len(self._items) < self._capacity and self._bytes + size <= self._max_bytes
+
+    def _twin(self, item: T) -> int | None:
+        """Return where the held item of the same key is; None where there is none."""
+        if self._one_per is None:
+            return None
+        key = self._one_per(item)
+        return next((k for k, held in enumerate(self._items) if self._one_per(held) == key), None)
+
+    def _replace(self, at: int, item: T) -> Offer[T]:
+        old, self._items[at] = self._items[at], item
+        self._bytes += item.nbytes - old.nbytes
+        self._peak_bytes = max(self._peak_bytes, self._bytes)
+        self._dropped += 1
+        return Offer(accepted=True, aborted=False, dropped=(old,))
 
     def _pop(self) -> T:
         item = self._items.popleft()

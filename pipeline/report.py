@@ -20,7 +20,16 @@ from pipeline.runner import RunResult
 from pipeline.url import redact
 
 SCHEMA = 1
-_PACKAGES = ("rackfocus", "av", "numpy", "onnxruntime-gpu", "onnxruntime", "opencv-python", "torch")
+_PACKAGES = (
+    "rackfocus",
+    "av",
+    "numpy",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "opencv-python",
+    "openvino",
+    "torch",
+)
 
 
 class _Section(BaseModel):
@@ -51,6 +60,14 @@ class Dropped(_Section):
     corrupt: int = Field(description="could not be decoded")
 
 
+class Event(_Section):
+    """A live stream was lost, or came back."""
+
+    time_s: float = Field(description="since the start of the run")
+    state: str = Field(description="connecting, running, stalled, backing off or stopped")
+    reason: str
+
+
 class Stream(_Section):
     """One source's frames. Complete runs: frames_in == frames_out + dropped.full +
     dropped.stale."""
@@ -60,6 +77,7 @@ class Stream(_Section):
     dropped: Dropped
     epochs: int = Field(description="connections; 1 for a file")
     age_ms: Percentiles = Field(description="from capture until a sink had taken the frame")
+    events: list[Event] = Field(description="of a live stream; empty while nothing goes wrong")
 
 
 class StageReport(_Section):
@@ -173,6 +191,15 @@ def build_report(
                 ),
                 epochs=stream.epochs,
                 age_ms=_percentiles(result.ages_ms[name]),
+                events=[
+                    Event(
+                        time_s=round((event.at_ns - result.started_ns) / 1e9, 3),
+                        state=event.state,
+                        reason=event.reason,
+                    )
+                    for event in result.context.events
+                    if event.stream == name
+                ],
             )
             for name, stream in result.streams.items()
         },

@@ -1,8 +1,6 @@
 """Runs sources, stages and sinks in threads linked by bounded queues, and accounts for every frame.
 
-A queue starts a thread; a stage without one runs in the thread before it. Live sources drop in
-their first queue only; everything after it blocks, except that in live mode each sink's own queue
-drops, so that one slow output delays nobody. `Pipeline.run` blocks its caller, who may be told
+Which threads and queues there are is in `wiring`. `Pipeline.run` blocks its caller, who may be told
 about progress.
 """
 
@@ -13,41 +11,24 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any
 
-from pipeline.errors import RackfocusError, StageError, StuckError, UsageError
-from pipeline.frame import Frame, Item
+from pipeline.errors import RackfocusError, StageError, StuckError
+from pipeline.frame import Item
 from pipeline.limits import Limits
 from pipeline.metrics import (
     Histogram,
     StageMetrics,
     StreamMetrics,
-    available_cores,
     peak_rss_mb,
 )
-from pipeline.queue import BoundedQueue, Policy, QueueStats
-from pipeline.segment import AnyStage, Chain, FrameTap, InlineSink, QueueOutlet, RunState, Worker
+from pipeline.queue import BoundedQueue, QueueStats
+from pipeline.segment import Chain, FrameTap, RunState, Worker
 from pipeline.stage import OutputInfo, RunContext, Sink, Source, Stage
-from pipeline.workers import QueueWorker, SourceWorker
-
-LIVE_CAPACITY = 2
-"""First queue of a live run: one frame waiting while one is replaced; more would only add age."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueOptions:
-    """How the threads are linked."""
-
-    capacity: int = 4
-    """Frames per queue. On 2 cores 1, 4 and 16 were measured to give the same throughput."""
-    max_bytes: int = 256 * 1024 * 1024
-    """Bytes per queue, so that 8K frames do not multiply into gigabytes."""
-    threads: Literal["per_stage", "single"] = "per_stage"
-    queued: Mapping[str, bool] = field(default_factory=dict)
-    """By stage: whether it has a queue, and so a thread. Those not named have one, except that
-    light stages share a thread where the cores are fewer than the threads would be."""
+from pipeline.wiring import QueueOptions, Wiring
+from pipeline.workers import SourceWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +85,8 @@ class RunResult:
     queues: dict[str, QueueStats]
     outputs: list[OutputInfo]
     context: RunContext
+    started_ns: int
+    """Clock.now_ns() when the threads were started."""
     tap: FrameTap | None = field(default=None)
 
 
@@ -119,7 +102,7 @@ class Pipeline:
 
     Raises:
         UsageError: names are not unique, nothing to read or write, the order of stages cannot work,
-            or several sources are to share a single thread.
+            or several sources are to share a thread.
     """
 
     def __init__(
@@ -135,11 +118,8 @@ class Pipeline:
         context: RunContext | None = None,
         tap: FrameTap | None = None,
     ) -> None:
-        self._sources = list(sources)
-        self._stages: list[AnyStage] = list(stages)
-        self._sinks = list(sinks)
         self._live = live
-        self._options = queues or QueueOptions()
+        self._wiring = Wiring(sources, stages, sinks, live=live, options=queues or QueueOptions())
         self._limits = limits or Limits()
         self._deadlines = deadlines or Deadlines()
         self._context = context or RunContext()
@@ -148,7 +128,6 @@ class Pipeline:
         self._stop_requests = 0
         self._workers: list[Worker] = []
         self._queues: list[BoundedQueue[Item]] = []
-        self._check()
 
     def request_stop(self) -> None:
         """Ask to stop: the first call drains, the second aborts.
@@ -167,17 +146,17 @@ class Pipeline:
         Args:
             on_tick: called in this thread about every `tick_s` seconds.
         """
-        single = self._options.threads == "single"
-        state = RunState(
-            self._context, workers=self._worker_count(single=single), sources=self._sources
-        )
-        last = self._build(state, single=single)
+        wiring = self._wiring
+        state = RunState(self._context, workers=wiring.worker_count, sources=wiring.sources)
+        threads = wiring.build(state, self._limits, self._tap)
+        self._workers, self._queues = threads.workers, threads.queues
         for queue in self._queues:
             state.on_abort(queue.abort)
         # 1 ms instead of 5: a thread back from a C call waits less for one that runs Python.
         switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(0.001)
         started, cpu = time.monotonic(), time.process_time()
+        started_ns = self._context.clock.now_ns()
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -193,7 +172,7 @@ class Pipeline:
         failures = state.failures + stuck
         exit_code, reason = self._verdict(failures)
         ages: dict[str, Histogram] = {name: Histogram() for name in state.streams}
-        for chain in last:
+        for chain in threads.sinks:
             for stream, histogram in chain.ages_ms.items():
                 ages[stream].merge(histogram)
         return RunResult(
@@ -206,136 +185,14 @@ class Pipeline:
             peak_rss_mb=peak_rss_mb(),
             streams=state.streams,
             ages_ms=ages,
-            stages=self._stage_metrics(last),
-            counters={node.name: dict(node.counters) for node in self._nodes},
+            stages=self._stage_metrics(threads.sinks),
+            counters={node.name: dict(node.counters) for node in self._wiring.nodes},
             queues={queue.name: queue.stats() for queue in self._queues},
             outputs=outputs,
             context=self._context,
+            started_ns=started_ns,
             tap=self._tap,
         )
-
-    @property
-    def _nodes(self) -> list[Source | Stage[Frame, Frame]]:
-        return [*self._sources, *self._stages, *self._sinks]
-
-    def _check(self) -> None:
-        if not self._sources or not self._sinks:
-            raise UsageError("a pipeline needs at least one source and one sink")
-        names = [node.name for node in self._nodes]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise UsageError(
-                f"names must be unique in a pipeline, used twice: {', '.join(double)}; "
-                "give one of them another `name`"
-            )
-        if len(self._sources) > 1 and self._options.threads == "single":
-            raise UsageError("queues.threads: single takes one source, got several")
-        first = self._stages[0].name if self._stages else ""
-        if len(self._sources) > 1 and not self._options.queued.get(first, True):
-            raise UsageError(
-                f"stage {first!r} cannot do without a queue: several sources feed it; "
-                "remove its `queue: false`"
-            )
-        kind, maker = "Frame", "the source"
-        for stage in self._stages:
-            if stage.accepts.__name__ != kind:
-                raise UsageError(
-                    f"stage {stage.name!r} accepts {stage.accepts.__name__}, "
-                    f"but {maker} produces {kind}"
-                )
-            kind, maker = stage.produces.__name__, repr(stage.name)
-        if kind != "Frame":
-            raise UsageError(f"sinks accept Frame, but {maker} produces {kind}")
-
-    def _with_queue(self) -> list[int]:
-        """Return the positions of the stages that start a thread.
-
-        A light stage costs less than the switch to its thread and back, but only where threads
-        outnumber cores: with cores to spare it is worth a thread, since it then takes nothing from
-        the stage before it. Measured on 2 cores, 720p, YOLOX-nano: 92 frames/s against 88.
-        """
-        every = len(self._sources) + len(self._stages) + len(self._sinks)
-        crowded = every > available_cores()
-        found = []
-        for index, stage in enumerate(self._stages):
-            # Live, frames are dropped in front of the first stage, before work goes into them; and
-            # the threads of several sources cannot share one stage.
-            needed = index == 0 and (self._live or len(self._sources) > 1)
-            if self._options.queued.get(stage.name, needed or not (crowded and stage.light)):
-                found.append(index)
-        return found
-
-    def _worker_count(self, *, single: bool) -> int:
-        if single:
-            return 1
-        return len(self._sources) + len(self._with_queue()) + len(self._sinks)
-
-    def _build(self, state: RunState, *, single: bool) -> list[Chain]:
-        """Make workers, queues and chains; return the chains that hold the sinks."""
-        readers = [SourceWorker(source, state, self._limits) for source in self._sources]
-        self._workers = list(readers)
-        self._queues = []
-        if single:
-            inline = [InlineSink(Chain([sink], [], readers[0])) for sink in self._sinks]
-            readers[0].chain = Chain(self._stages, inline, readers[0], tap=self._tap, last=True)
-            return [sink.chain for sink in inline]
-        sink_outlets: list[QueueOutlet] = []
-        sink_chains: list[Chain] = []
-        before = self._stages[-1].name if self._stages else "source"
-        for sink in self._sinks:
-            policy = sink.on_full or ("drop_oldest" if self._live else "block")
-            queue = self._queue(
-                f"{before}->{sink.name}",
-                policy=cast("Policy", policy),
-                producers=1 if self._stages else len(self._sources),
-            )
-            worker = QueueWorker(f"sink {sink.name}", queue, state)
-            worker.chain = Chain([sink], [], worker)
-            self._workers.append(worker)
-            sink_outlets.append(QueueOutlet(queue, state, count_drops=False))
-            sink_chains.append(worker.chain)
-        outlets, last = sink_outlets, True
-        end = len(self._stages)
-        starts = self._with_queue()
-        for start in reversed(starts):
-            stage, first = self._stages[start], start == starts[0]
-            before = "source" if start == 0 else self._stages[start - 1].name
-            queue = self._queue(
-                f"{before}->{stage.name}",
-                policy="drop_oldest" if self._live and first else "block",
-                producers=len(self._sources) if first else 1,
-                capacity=min(self._options.capacity, LIVE_CAPACITY) if self._live else None,
-            )
-            worker = QueueWorker(f"stage {stage.name}", queue, state)
-            worker.chain = Chain(
-                self._stages[start:end],
-                outlets,
-                worker,
-                tap=self._tap if last else None,
-                last=last,
-            )
-            self._workers.append(worker)
-            outlets, last, end = [QueueOutlet(queue, state, count_drops=first)], False, start
-        for reader in readers:
-            reader.chain = Chain(
-                self._stages[:end], outlets, reader, tap=self._tap if last else None, last=last
-            )
-        self._queues.reverse()
-        return sink_chains
-
-    def _queue(
-        self, name: str, *, policy: Policy, producers: int, capacity: int | None = None
-    ) -> BoundedQueue[Item]:
-        queue: BoundedQueue[Item] = BoundedQueue(
-            name,
-            capacity=capacity or self._options.capacity,
-            max_bytes=self._options.max_bytes,
-            policy=policy,
-            producers=producers,
-            clock=self._context.clock,
-        )
-        self._queues.append(queue)
-        return queue
 
     def _supervise(
         self,
@@ -390,7 +247,7 @@ class Pipeline:
 
     def _outputs(self, state: RunState) -> list[OutputInfo]:
         found: list[OutputInfo] = []
-        for sink in self._sinks:
+        for sink in self._wiring.sinks:
             try:
                 found.extend(sink.outputs())
             except Exception as error:  # noqa: BLE001 - the other sinks' figures are still right
@@ -421,7 +278,7 @@ class Pipeline:
             return failures[0].exit_code, str(failures[0])
         if self._stop_requests > 1:
             return 130, "aborted by the user"
-        if self._stop_requests or any(sink.wants_stop for sink in self._sinks):
+        if self._stop_requests or any(sink.wants_stop for sink in self._wiring.sinks):
             return 130, "stopped by the user"
         return 0, "end of stream"
 
@@ -433,7 +290,7 @@ class Pipeline:
             found |= worker.chain.named_metrics()
         for chain in sink_chains:
             found |= chain.named_metrics()
-        return {node.name: found[node.name] for node in self._nodes}
+        return {node.name: found[node.name] for node in self._wiring.nodes}
 
 
 class _Watch:

@@ -61,7 +61,9 @@ class Settings(Config):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the model runs: auto, cpu, cuda or cuda:N.",
     )
-    backend: Literal["auto", "onnx"] | None = Field(None, description="What runs the model.")
+    backend: Literal["auto", "onnx", "openvino", "torch"] | None = Field(
+        None, description="What runs the model."
+    )
     stages: list[object] | None = Field(
         None,
         description=f"The chain, in order; without it: {', '.join(DEFAULT_STAGES)}.",
@@ -74,6 +76,13 @@ class Settings(Config):
     max_frames: int | None = Field(None, ge=1, description="Stop after this many frames a source.")
     duration_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Stop after this many seconds."
+    )
+    max_age_ms: float | None = Field(
+        500,
+        gt=0,
+        allow_inf_nan=False,
+        description="Live: frames older than this are dropped before inference and counted as "
+        "stale; null for no limit.",
     )
     report: str | None = Field(None, min_length=1, description="File for the run report, JSON.")
     overwrite: bool = Field(default=False, description="Replace output files that exist.")

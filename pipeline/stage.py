@@ -10,6 +10,7 @@ Open-close-open must work.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -129,6 +130,22 @@ class Lost:
 ReadResult = Frame | End | Timeout | Lost
 
 
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """A live stream changed its state: it was lost, it came back."""
+
+    at_ns: int
+    """Clock.now_ns() of the change."""
+    stream: str
+    state: str
+    reason: str
+    """Free of credentials."""
+
+
+KEPT_EVENTS = 1000
+"""Events that a run keeps for its report, the newest; a camera may be lost for weeks."""
+
+
 @dataclass(slots=True)
 class RunContext:
     """What the runner tells a stage at `open`. `note` may be called from any thread."""
@@ -141,6 +158,14 @@ class RunContext:
     notes: list[str] = field(default_factory=list)
     """Things the user should know that are no failure: printed once, and kept in the report."""
     on_note: Callable[[str], None] | None = None
+    events: deque[StreamEvent] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
+    """What happened to live streams, the newest last."""
+
+    def event(self, event: StreamEvent) -> None:
+        """Record a change of a stream's state, and tell the user. Any thread."""
+        self.events.append(event)
+        if self.on_note is not None:
+            self.on_note(f"{event.stream}: {event.state}: {event.reason}")
 
     def note(self, message: str) -> None:
         """Record `message` once; repeated texts are dropped."""

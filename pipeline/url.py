@@ -11,6 +11,8 @@ import re
 from typing import Final
 
 MASK: Final = "***"
+NETWORK_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp", "http", "https")
+"""Schemes of addresses that are read over the network."""
 
 # Scheme, then everything up to the LAST '@' before whitespace or a quote: passwords in the wild
 # contain '/', '#', '?', ':' and even '@' unescaped, and a too long match only hides more. One slash

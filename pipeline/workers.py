@@ -22,11 +22,23 @@ READ_TIMEOUT_S = 0.5
 
 
 class QueueWorker(Worker):
-    """Takes items from a queue through its chain: stages, or one sink."""
+    """Takes items from a queue through its chain: stages, or one sink.
 
-    def __init__(self, name: str, queue: BoundedQueue[Item], state: RunState) -> None:
+    Args:
+        max_age_s: drop frames that are older than this when they are taken; None for no limit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        queue: BoundedQueue[Item],
+        state: RunState,
+        *,
+        max_age_s: float | None = None,
+    ) -> None:
         super().__init__(name, state)
         self.queue = queue
+        self._max_age_ns = None if max_age_s is None else int(max_age_s * 1e9)
 
     def run(self) -> None:
         """Open, consume until the end, an abort or a failure, finish in order, close."""
@@ -46,7 +58,8 @@ class QueueWorker(Worker):
                 self.chain.abort()
                 return
             try:
-                self.chain.process(got)
+                if fresh := self._fresh(got):
+                    self.chain.process(fresh)
             except StageError as error:
                 self.state.fail(error)
                 self.queue.abort()  # upstream stops at its next offer
@@ -56,6 +69,19 @@ class QueueWorker(Worker):
                 self.queue.abort()
                 self.chain.abort()
                 return
+
+    def _fresh(self, items: list[Item]) -> list[Item]:
+        if self._max_age_ns is None:
+            return items
+        oldest_ns = self.state.clock.now_ns() - self._max_age_ns
+        fresh = []
+        for item in items:
+            # Only in front of the first stage, where everything is still a frame.
+            if isinstance(item, Frame) and item.time.captured_ns < oldest_ns:
+                self.state.streams[item.id.stream].dropped_stale += 1
+            else:
+                fresh.append(item)
+        return fresh
 
 
 class SourceWorker(Worker):

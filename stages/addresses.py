@@ -14,7 +14,7 @@ from typing import Final
 
 from pipeline.errors import UsageError
 from pipeline.problems import did_you_mean
-from pipeline.url import Url
+from pipeline.url import NETWORK_SCHEMES, Url
 
 VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov")
 """Containers that the video sink writes."""
@@ -25,12 +25,15 @@ WRITTEN_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 SOURCE_FORMS: Final = (
     "a video file, a folder of images, a pattern such as 'shots/*.jpg', a camera number such as 0, "
-    "/dev/video0, or synthetic:shapes"
+    "/dev/video0, an rtsp://, rtmp://, srt:// or http(s):// address, or synthetic:shapes"
 )
 SINK_FORMS: Final = (
     "a video file (.mp4, .mkv, .mov), a .jsonl file, numbered images such as "
-    "frames/%06d.jpg, window, or null"
+    "frames/%06d.jpg, an rtsp://, rtmp:// or udp:// address to push to, window, or null"
 )
+
+PUSH_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp")
+"""Schemes that the push sink sends to."""
 
 _SCHEME: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://")
 _NUMBERED: Final = re.compile(r"%0?\d*d")
@@ -60,10 +63,13 @@ def parse_source(text: str) -> Address:
     if text.startswith("synthetic:"):
         return _synthetic(text)
     if scheme := _SCHEME.match(text):
-        if scheme["scheme"].lower() != "file":
+        name = scheme["scheme"].lower()
+        if name in NETWORK_SCHEMES:
+            return Address("network", {"url": Url(text)}, _host_name(text))
+        if name != "file":
+            near = did_you_mean(name, NETWORK_SCHEMES) or ";"
             raise UsageError(
-                f"source '{Url(text)}': {scheme['scheme'].lower()}:// sources are not supported "
-                f"yet in this version; a source is {SOURCE_FORMS}"
+                f"source '{Url(text)}': {name}:// is not known{near} a source is {SOURCE_FORMS}"
             )
         text = text[scheme.end() :]
     if not text:
@@ -86,10 +92,13 @@ def parse_sink(text: str) -> Address:
     if text in ("window", "null"):
         return Address(text)
     if scheme := _SCHEME.match(text):
-        raise UsageError(
-            f"sink '{Url(text)}': pushing to {scheme['scheme'].lower()}:// is not supported yet "
-            f"in this version; a sink is {SINK_FORMS}"
-        )
+        name = scheme["scheme"].lower()
+        if name not in PUSH_SCHEMES:
+            near = did_you_mean(name, PUSH_SCHEMES) or ";"
+            raise UsageError(
+                f"sink '{Url(text)}': {name}:// cannot be pushed to{near} a sink is {SINK_FORMS}"
+            )
+        return Address("push", {"url": Url(text)})
     suffix = Path(text).suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return Address("video", {"path": text})
@@ -112,6 +121,12 @@ def parse_sink(text: str) -> Address:
 def stream_name(text: str) -> str:
     """Return `text` as a stream name: letters, digits, '_', '.' and '-', at least one."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "stream"
+
+
+def _host_name(text: str) -> str:
+    """Return a stream name from an address: its host, without user, password and port."""
+    rest = text.partition("://")[2].rpartition("@")[2]
+    return stream_name(re.split(r"[/?#:\\]", rest, maxsplit=1)[0])
 
 
 def _is_pattern(text: str) -> bool:

@@ -6,7 +6,7 @@ stages and sinks. Used before a run, by one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,8 +17,10 @@ from pipeline.stage import RunContext, Sink, Source, Stage
 from stages.plan import Part, Plan
 from stages.sinks import paths
 from stages.sinks.containers import container_for
+from stages.sources.reconnecting import Reconnecting
 
 if TYPE_CHECKING:
+    from stages.backends.network import Networks
     from stages.infer import InferConfig
     from stages.model import LoadedModel
 
@@ -58,18 +60,22 @@ class Built:
         )
 
 
-def check_files(plan: Plan, problems: Problems) -> None:
+def check_files(
+    plan: Plan, problems: Problems, networks: Callable[[], Networks] | None = None
+) -> None:
     """Check sources, model, outputs and report against the disk.
 
     Args:
         plan: the run.
         problems: receives what is missing, in the way, or written twice.
+        networks: gives what the backend torch can run, and what can be pulled; asked only where it
+            matters.
     """
     for part in plan.sources:
         _check_source(part, problems)
     for part in plan.stages:
         if part.kind.name == "infer":
-            _check_model(part, plan, problems)
+            _check_model(part, plan, problems, networks)
     written: dict[str, str] = {}
     for part in plan.sinks:
         path = _path(part)
@@ -93,22 +99,31 @@ def check_files(plan: Plan, problems: Problems) -> None:
         _claim(written, report, "the report", where, problems)
 
 
-def build(plan: Plan, context: RunContext) -> Built:
+def build(plan: Plan, context: RunContext, networks: Callable[[], Networks] | None = None) -> Built:
     """Make the objects of a run; the model is loaded, nothing else is opened.
 
     Args:
         plan: the run.
         context: receives the notes of loading the model.
+        networks: gives what the backend torch can run; asked only where that was chosen.
 
     Raises:
         UsageError: live and finite sources are mixed and the mode was not said.
         ModelError: the model cannot be read, recognised, or run on the device asked for.
     """
-    sources = tuple(_construct(part) for part in plan.sources)
+    sources = tuple(_source(part) for part in plan.sources)
     live = _is_live(plan, sources)
     context.live = live
-    stages, model = _build_stages(plan.stages, context)
+    stages, model = _build_stages(plan.stages, context, networks)
     return Built(sources, stages, tuple(_construct(part) for part in plan.sinks), live, model)
+
+
+def _source(part: Part) -> Source:
+    source: Source = _construct(part)
+    reconnect = getattr(part.config, "reconnect", None)
+    if reconnect is None or not source.live:
+        return source
+    return Reconnecting(source, reconnect)
 
 
 def _construct(part: Part, *extra: object) -> Any:  # noqa: ANN401 - by role, see Kind
@@ -130,7 +145,7 @@ def _is_live(plan: Plan, sources: Sequence[Source]) -> bool:
 
 
 def _build_stages(
-    parts: Sequence[Part], context: RunContext
+    parts: Sequence[Part], context: RunContext, networks: Callable[[], Networks] | None
 ) -> tuple[tuple[Stage[Any, Any], ...], LoadedModel | None]:
     """Make the chain; a stage around `infer` shares the model of the one it belongs to."""
     models: dict[int, LoadedModel] = {}
@@ -138,7 +153,8 @@ def _build_stages(
         if part.kind.name == "infer":
             from stages.model import load_model
 
-            models[index] = load_model(cast("InferConfig", part.config), context.note)
+            config = cast("InferConfig", part.config)
+            models[index] = load_model(config, context.note, networks)
     stages = []
     for index, part in enumerate(parts):
         if not part.kind.needs_model:
@@ -199,16 +215,36 @@ def _glob(pattern: Path) -> Iterator[Path]:
     return root.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern))
 
 
-def _check_model(part: Part, plan: Plan, problems: Problems) -> None:
-    from stages.model import resolve_model
+def _check_model(
+    part: Part, plan: Plan, problems: Problems, networks: Callable[[], Networks] | None
+) -> None:
+    from stages.model_files import resolve_model
 
-    name = getattr(part.config, "model", None)
-    if name is None:
+    config = cast("InferConfig", part.config)
+    if config.model is None:
+        return
+    if config.backend == "torch" and networks is not None:
+        _check_network(part, config, plan, problems, networks())
         return
     try:
-        resolve_model(str(name))
+        resolve_model(config.model, networks)
     except RackfocusError as error:
         problems.add(_place(part, plan, "model"), str(error))
+
+
+def _check_network(
+    part: Part, config: InferConfig, plan: Plan, problems: Problems, networks: Networks
+) -> None:
+    for option, check, value in (
+        ("model", networks.check_model, config.model),
+        ("weights", networks.check_weights, config.weights),
+    ):
+        if value is None:
+            continue
+        try:
+            check(value)
+        except RackfocusError as error:
+            problems.add(_place(part, plan, option), str(error))
 
 
 def _check_sink(part: Part, path: str, plan: Plan, where: str, problems: Problems) -> None:

@@ -64,6 +64,12 @@ SOURCES: Final = _table(
     "source",
     ("file", "stages.sources.file", "File", "A video file; audio and subtitles go along."),
     ("images", "stages.sources.images", "Images", "A folder or pattern of pictures, as frames."),
+    (
+        "network",
+        "stages.sources.network",
+        "Network",
+        "RTSP, RTMP, SRT, HTTP; comes back by itself.",
+    ),
     ("webcam", "stages.sources.webcam", "Webcam", "A camera of this machine."),
     ("synthetic", "stages.sources.synthetic", "Synthetic", "A drawn scene with ground truth."),
 )
@@ -81,6 +87,7 @@ SINKS: Final = _table(
     ("video", "stages.sinks.video", "Video", "A video file with the source's times and sound."),
     ("jsonl", "stages.sinks.jsonl", "Jsonl", "One JSON object a frame: what was found, where."),
     ("images", "stages.sinks.images", "Images", "One picture file a frame."),
+    ("push", "stages.sinks.push", "Push", "A stream pushed to an RTSP, RTMP or other server."),
     ("window", "stages.sinks.window", "Window", "A window on the screen."),
     ("null", "stages.sinks.null", "Null", "Counts the frames and keeps nothing."),
 )

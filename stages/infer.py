@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from pipeline.config import StageConfig
 from pipeline.frame import Inferred, Prepared
@@ -27,19 +27,46 @@ class InferConfig(StageConfig):
     """Which model, on what, and what to believe instead of what the file says about itself."""
 
     model: str | None = Field(
-        None, description="A model file (.onnx) or the name of a model that is shipped."
+        None,
+        description="A model file (.onnx), the name of a model that is shipped, or of a network.",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
         description="auto, cpu, cuda or cuda:N. One that is asked for and missing is an error.",
     )
-    backend: Literal["auto", "onnx"] = Field(
-        "auto", description="What runs the graph; onnx is ONNX Runtime, and auto means it."
+    backend: Literal["auto", "onnx", "openvino", "torch"] = Field(
+        "auto",
+        description="What runs the model: onnx is ONNX Runtime; openvino is OpenVINO on the CPU "
+        "(an extra); torch (an extra) runs the networks that export knows, without a file, and "
+        "files exported from them. auto takes what is there, ONNX Runtime first, never torch.",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="For the backend torch: official, random, or a file. Default: official, or "
+        "those that an exported file states.",
+    )
+    provider: Literal["auto", "cuda", "tensorrt"] = Field(
+        "auto",
+        description="What ONNX Runtime uses on a GPU. tensorrt builds an engine for minutes, once, "
+        "and is an error where it is missing.",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="What is computed in, for backends that can choose: openvino, torch (fp16 on "
+        "CUDA only), and onnx with provider tensorrt. Results differ from fp32.",
+    )
+    gpu_memory_bytes: ByteSize | None = Field(
+        None,
+        ge=1 << 20,
+        description="The most that ONNX Runtime's arena may take of a GPU: a number, or text such "
+        "as 2GiB. Default: no limit.",
     )
     allow_fallback: bool = Field(
         default=False,
-        description="Run on the CPU when CUDA was asked for and is missing; the report says so.",
+        description="Go on with another device, provider or precision when the one that was asked "
+        "for is missing; the report says so.",
     )
     threads: Positive | None = Field(
         None,
@@ -78,6 +105,21 @@ class InferConfig(StageConfig):
     options: dict[str, object] = Field(
         default_factory=dict, description="Options of the decoder, such as anchors or strides."
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _only_with_torch(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # Without "backend" that one is wrong itself, and told so.
+        if value is not None and info.data.get("backend", "torch") != "torch":
+            raise ValueError("this is for the backend torch; remove it, or add --backend torch")
+        return value
+
+    @field_validator("provider", "gpu_memory_bytes")
+    @classmethod
+    def _not_with_torch(cls, value: object, info: ValidationInfo) -> object:
+        if value not in (None, "auto") and info.data.get("backend") == "torch":
+            raise ValueError("this is for ONNX Runtime; remove it, or add --backend onnx")
+        return value
 
 
 class InferStage(Stage[Prepared, Inferred]):

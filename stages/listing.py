@@ -1,13 +1,14 @@
 """What `list` prints: the kinds with their options, the models and the example configurations.
 
 Options, types, defaults and descriptions come from the config classes, so that the list cannot
-disagree with what is accepted. Pure apart from looking for model and config files.
+disagree with what is accepted; certificates are what the files state, which a run checks. Pure
+apart from looking at model and config files.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -16,51 +17,51 @@ from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
 from pipeline.config import Config
+from pipeline.errors import ModelError
 from pipeline.schema import QueueSettings, Settings
 from stages.catalog import TABLES, Role
+from stages.decoders.seal import DIGEST, read_card
+from stages.model_files import KnownModel, pulled_folder, pulled_models, shipped_models
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-MODELS_FOLDER: Final = ROOT / "models" / "weights"
-CONFIGS_FOLDER: Final = ROOT / "configs"
+CONFIGS_FOLDER: Final = Path(__file__).resolve().parent.parent / "configs"
 
 TOPICS: Final = ("sources", "stages", "sinks", "models", "configs")
+
+FIRST_RUNTIME: Final = "onnx cpu"
+"""What every certificate compares; files that name no runtimes are from when there was no other."""
 
 _ROLES: Final[dict[str, Role]] = {"sources": "source", "stages": "stage", "sinks": "sink"}
 
 
-def listing(topic: str | None, exportable: Iterable[str] = ()) -> Iterator[str]:
+_COLUMNS: Final = ("name", "task", "input", "params", "licence", "weights", "certificate")
+
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], Iterable[str]]
+"""Makes lines of a heading and rows."""
+
+
+def listing(topic: str | None, known: Iterable[KnownModel], table: Table) -> Iterator[str]:
     """Yield the lines about a topic of `TOPICS`; all of them, shortened, for None.
 
     Args:
         topic: what to tell about.
-        exportable: a line for each model that `export` knows.
+        known: the models that can be pulled and exported.
+        table: how tables are drawn.
     """
-    if topic is None:
-        for each in TOPICS:
-            yield from _lines(each, exportable, options=False)
-            yield ""
-        yield "options: run.py list sources, run.py list stages, run.py list sinks"
-        return
-    yield from _lines(topic, exportable, options=True)
-
-
-def _lines(topic: str, exportable: Iterable[str], *, options: bool) -> Iterator[str]:
-    yield f"{topic}:"
-    if topic == "models":
-        yield from _models()
-        if options:
-            yield "  to be exported, with the extra torch (run.py export NAME):"
-            for line in exportable:
-                yield f"  {line}"
+    for each in TOPICS if topic is None else (topic,):
+        yield f"{each}:"
+        if each == "models":
+            yield from _model_names() if topic is None else _models(known, table)
+        elif each == "configs":
+            yield from _configs(options=topic is not None)
         else:
-            yield "  to be exported: run.py list models"
-    elif topic == "configs":
-        yield from _configs(options=options)
-    else:
-        for kind in TABLES[_ROLES[topic]].values():
-            yield f"  {kind.name:<12} {kind.summary}"
-            if options:
-                yield from _options(kind.config_class())
+            for kind in TABLES[_ROLES[each]].values():
+                yield f"  {kind.name:<12} {kind.summary}"
+                if topic is not None:
+                    yield from _options(kind.config_class())
+        if topic is None:
+            yield ""
+    if topic is None:
+        yield "options: run.py list sources, run.py list stages, run.py list sinks"
 
 
 def _options(config: type[Config]) -> Iterator[str]:
@@ -114,14 +115,84 @@ def _value(value: object) -> str:
     return str(value) or "''"
 
 
-def _models() -> Iterator[str]:
-    found = sorted(MODELS_FOLDER.glob("*.onnx"))
-    for path in found:
-        size = path.stat().st_size / 1e6
-        yield f"  {path.stem:<12} {size:.1f} MB, built in"
-    if not found:
-        yield "  none is built in"
+def _model_names() -> Iterator[str]:
+    for how, files in (("built in", shipped_models()), ("pulled", pulled_models())):
+        for name, path in files.items():
+            yield f"  {name:<12} {path.stat().st_size / 1e6:.1f} MB, {how}"
     yield "  any .onnx file of a known layout: --model FILE.onnx"
+    yield "  to be pulled or exported: run.py list models"
+
+
+def _models(known: Iterable[KnownModel], table: Table) -> Iterator[str]:
+    pulled = pulled_models()
+    rows = [_file_row(name, path, "built in") for name, path in shipped_models().items()]
+    for model in known:
+        here = pulled.pop(model.name, None)
+        rows.append(_known_row(model, here))
+    rows += [_file_row(name, path, "pulled") for name, path in pulled.items()]
+    yield from table(_COLUMNS, rows)
+    yield "any .onnx file of a known layout: --model FILE.onnx"
+    yield f"run.py models pull NAME gets one for --model NAME, kept in {pulled_folder()}"
+    yield "run.py export NAME writes a file, with other weights too; both need the extra torch"
+
+
+def _known_row(model: KnownModel, file: Path | None) -> tuple[str, ...]:
+    weights = "none published"
+    if model.weights_url is not None:
+        weights = ".".join(model.weights_url.split("/")[2].split(".")[-2:])
+    if file is not None:
+        weights += f", pulled: {_megabytes(file)}"
+    elif model.weights_here:
+        weights += ", downloaded"
+    width, height = model.input_wh
+    return (
+        model.name,
+        model.task,
+        f"{width}x{height}",
+        f"{model.parameters / 1e6:.1f} M",
+        model.licence or "-",
+        weights,
+        "-" if file is None else _certificate(_card(file)),
+    )
+
+
+def _file_row(name: str, path: Path, how: str) -> tuple[str, ...]:
+    card = _card(path)
+    says: Mapping[str, Any] = card or {}
+    size = says.get("preprocessing", {}).get("size_wh", ())
+    return (
+        name,
+        str(says.get("task", "-")),
+        "x".join(map(str, size)) or "-",
+        "-",
+        str(says.get("licence", "-")),
+        f"{how}: {_megabytes(path)}",
+        _certificate(card),
+    )
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def _card(path: Path) -> Mapping[str, Any] | None:
+    """Return what a file says of itself; None where it is damaged."""
+    try:
+        return read_card(path)
+    except (ModelError, OSError):
+        return None
+
+
+def _certificate(card: Mapping[str, Any] | None) -> str:
+    """Return the runtimes that were compared with the network, as the file states it."""
+    if card is None:
+        return "the file is damaged"
+    parity = card.get("parity")
+    if not isinstance(parity, Mapping):
+        return "none"
+    # Iterating gives the names, be they a list or the keys of an object.
+    runtimes = ", ".join(map(str, parity.get("runtimes", (FIRST_RUNTIME,))))
+    return runtimes if DIGEST in card else f"{runtimes}; no digest"
 
 
 def _configs(*, options: bool) -> Iterator[str]:

@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from stages.backends.backend import Backend
+from stages.backends.choice import choose
 from stages.decoders.decoder import GraphInfo, Preprocessing, Recognised, TensorInfo
 from stages.decoders.metadata import KEY, stated
 from stages.decoders.recognise import recognise
 from stages.decoders.seal import check_seal
+from stages.model_files import resolve_model, shipped_models
 
 if TYPE_CHECKING:
+    from stages.backends.network import Networks
     from stages.infer import InferConfig
 
 Array = NDArray[np.generic]
 
-WEIGHTS: Final = Path(__file__).resolve().parent.parent / "models" / "weights"
-"""Where the models lie that are shipped."""
 _GRAY: Final = 114
 
 
@@ -44,6 +45,7 @@ class LoadedModel:
         recognised: Recognised,
         *,
         batched_outputs: frozenset[str],
+        sha256: str,
         certified: bool = False,
     ) -> None:
         self.path = path
@@ -53,7 +55,8 @@ class LoadedModel:
         self.preprocessing: Preprocessing = recognised.preprocessing
         self.class_names = recognised.class_names
         self.reason = recognised.reason
-        self.sha256 = _sha256(path)
+        self.sha256 = sha256
+        """Of the file, or of the weights where a network runs without one."""
         self.metadata = _own_metadata(backend.metadata)
         """What stands under our key in the file; empty where there is none. Not to be changed."""
         self.certified = certified
@@ -100,6 +103,7 @@ class LoadedModel:
             "parity": self.metadata.get("parity"),
             "certified": self.certified,
             "licence": self.metadata.get("licence"),
+            "source": self.metadata.get("source"),
             "reason": self.reason,
             "input_wh": list(self.preprocessing.size_wh),
             "classes": len(self.class_names),
@@ -110,36 +114,17 @@ class LoadedModel:
         self.backend.close()
 
 
-def builtin_models() -> tuple[str, ...]:
-    """Return the names of the models that are shipped."""
-    return tuple(sorted(path.stem for path in WEIGHTS.glob("*.onnx")))
-
-
-def resolve_model(name_or_path: str) -> Path:
-    """Return the file of a shipped model's name, or of a path.
-
-    Raises:
-        ModelError: neither; the text lists the shipped names.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
-    builtin = builtin_models()
-    if name_or_path in builtin:
-        return WEIGHTS / f"{name_or_path}.onnx"
-    shipped = f"shipped models: {', '.join(builtin) or 'none'}"
-    raise ModelError(
-        f"there is no model file {name_or_path}, nor a model of that name ({shipped}); "
-        "give --model the path of an .onnx file"
-    )
-
-
-def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
+def load_model(
+    config: InferConfig,
+    note: Callable[[str], None],
+    networks: Callable[[], Networks] | None = None,
+) -> LoadedModel:
     """Return the model that the config names, opened and understood.
 
     Args:
         config: the settings of the infer stage.
         note: told what the recognition rests on and which device runs the graph, and why.
+        networks: gives what the backend torch can run; asked only where that was chosen.
 
     Raises:
         ModelError: no such file, not a graph, not recognised with certainty, a batch the graph does
@@ -149,10 +134,13 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
     if config.model is None:
         raise ModelError(
             "no model is given: add --model FILE.onnx, or the name of a shipped one "
-            f"({', '.join(builtin_models()) or 'none'})"
+            f"({', '.join(shipped_models()) or 'none'})"
         )
-    path = resolve_model(config.model)
-    backend = _backend(path, config)
+    if config.backend == "torch":
+        path, backend = Path(config.model), _torch_backend(config.model, config, networks)
+    else:
+        path = resolve_model(config.model, networks)
+        backend = _backend(path, config, note)
     backend.open()
     try:
         model = _understand(path, backend, config)
@@ -169,19 +157,43 @@ def load_model(config: InferConfig, note: Callable[[str], None]) -> LoadedModel:
     return model
 
 
-def _backend(path: Path, config: InferConfig) -> Backend:
-    from stages.backends.onnx import OnnxBackend
-
-    return OnnxBackend(
+def _backend(path: Path, config: InferConfig, note: Callable[[str], None]) -> Backend:
+    return choose(
         path,
+        backend=config.backend,
         device=config.device,
         threads=config.threads,
+        allow_fallback=config.allow_fallback,
+        provider=config.provider,
+        precision=config.precision,
+        gpu_memory_bytes=config.gpu_memory_bytes,
+        note=note,
+    )
+
+
+def _torch_backend(
+    model: str, config: InferConfig, networks: Callable[[], Networks] | None
+) -> Backend:
+    from stages.backends.torch import TorchBackend
+
+    if networks is None:
+        raise ModelError(f"no networks for {model} were given to the backend torch")
+    return TorchBackend(
+        model,
+        networks().maker(model, config.weights),
+        device=config.device,
+        threads=config.threads,
+        precision=config.precision,
         allow_fallback=config.allow_fallback,
     )
 
 
 def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedModel:
-    sealed = check_seal(path, backend.metadata)
+    if config.backend == "torch":
+        # The weights were built here; a certificate speaks of a file's numbers.
+        sealed, sha256 = False, str(_own_metadata(backend.metadata)["source_sha256"])
+    else:
+        sealed, sha256 = check_seal(path, backend.metadata), _sha256(path)
     overrides = {
         key: value
         for key in ("input_size", "fit", "pad_value", "pixel_order", "mean", "scale", "options")
@@ -193,6 +205,7 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
     # Without a size there can be no trial; recognition then says what is missing.
     if size_wh is not None:
         single = _trial(backend, size_wh, 1)
+        _check_numbers(backend, size_wh, single)
         seen = tuple(TensorInfo(name, a.shape, a.dtype.name) for name, a in single.items())
         graph = GraphInfo(backend.inputs, seen, backend.metadata)
     recognised = recognise(
@@ -209,7 +222,12 @@ def _understand(path: Path, backend: Backend, config: InferConfig) -> LoadedMode
         and config.class_names is None
     )
     return LoadedModel(
-        path, backend, recognised, batched_outputs=batched, certified=sealed and as_told
+        path,
+        backend,
+        recognised,
+        batched_outputs=batched,
+        sha256=sha256,
+        certified=sealed and as_told,
     )
 
 
@@ -238,6 +256,36 @@ def _blank(info: TensorInfo, size_wh: tuple[int, int]) -> Array:
         return np.full(shape, _GRAY, np.dtype(info.dtype))
     except TypeError as error:
         raise ModelError(f"input '{info.name}' takes {info.dtype}, which no picture is") from error
+
+
+def _check_numbers(
+    backend: Backend, size_wh: tuple[int, int], outputs: Mapping[str, Array]
+) -> None:
+    """Refuse a graph that gives NaN for every picture, before a run has begun."""
+    bad = _nan_output(outputs)
+    if bad is None:
+        return
+    # A graph that divides by the picture's own deviation may do so for the gray picture alone.
+    blank = _blank(backend.inputs[0], size_wh)
+    noise = np.random.default_rng(0).integers(0, 256, blank.shape).astype(blank.dtype)
+    batched = len(backend.inputs[0].shape) == 4
+    bad = _nan_output(backend.run(noise[None] if batched else noise))
+    if bad is not None:
+        name, count, size = bad
+        raise ModelError(
+            f"output '{name}' holds NaN in {count} of {size} values whatever the picture shows: "
+            "the weights are damaged, or numbers overflow in half precision; download or export "
+            "the file again"
+        )
+
+
+def _nan_output(outputs: Mapping[str, Array]) -> tuple[str, int, int] | None:
+    """Return name, NaN values and all values of the first output that holds NaN."""
+    for name, array in outputs.items():
+        count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+        if count:
+            return name, count, array.size
+    return None
 
 
 def _trial(backend: Backend, size_wh: tuple[int, int], batch: int) -> dict[str, Array]:

@@ -104,7 +104,10 @@ class NmsStage(Stage[Inferred, Frame]):
         """
         if self._context is None:
             raise RuntimeError(f"{self.name} is not open: call open() before process()")
-        return [self._result(item, self._context) for item in items]
+        try:
+            return [self._result(item, self._context) for item in items]
+        except ModelError as error:
+            raise type(error)(f"model {self._model.name}: {error}") from error
 
     def close(self) -> None:
         """Forget the run."""
@@ -138,11 +141,12 @@ class NmsStage(Stage[Inferred, Frame]):
         rows, xyxy, score = self._suppress(found)
         limit = self._config.max_detections
         if len(score) > limit:
+            if not self.counters[CUT]:
+                context.note(
+                    f"{self.name}: max_detections {limit} cut detections off, first in {item.id}; "
+                    f"raise {self.name}.max_detections to see all"
+                )
             self.counters[CUT] += 1
-            context.note(
-                f"{self.name}: max_detections {limit} cut detections off, first in {item.id}; "
-                f"raise {self.name}.max_detections to see all"
-            )
         # Clipped, not discarded, unless nothing is left: models do place boxes over the edge.
         boxes = item.letterbox.to_source(xyxy[:limit])
         inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

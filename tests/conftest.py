@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.backends.gpu_providers import load_tensorrt
+
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(os.environ.get("RACKFOCUS_ASSETS", ROOT.parent / "shared" / "assets"))
 
@@ -30,6 +32,9 @@ def _requirements(request):
         _need(ASSETS.is_dir(), f"the clips and weights of {ASSETS}", "REQUIRE_ASSETS")
     if request.node.get_closest_marker("needs_cuda"):
         _need(_has_cuda(), "an NVIDIA GPU", "REQUIRE_CUDA")
+    if request.node.get_closest_marker("needs_tensorrt"):
+        problem = load_tensorrt()
+        _need(not problem, f"TensorRT ({problem})", "REQUIRE_TENSORRT")
     if request.node.get_closest_marker("needs_torch"):
         pytest.importorskip("torch")
 

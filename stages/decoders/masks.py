@@ -39,8 +39,6 @@ class PrototypeMasks(MaskSource):
 
     def cut(self, letterbox: Letterbox, xyxy: F32) -> tuple[Mask, ...]:
         """Return one mask for each row, cut off at its box; see `MaskSource.cut`."""
-        if not np.isfinite(self.coefficients).all():
-            raise ModelError("mask coefficients are not finite: the graph went wrong")
         count, height, width = self.prototypes.shape
         masks = []
         for weights, (x1, y1, x2, y2) in zip(
@@ -50,7 +48,9 @@ class PrototypeMasks(MaskSource):
             left, right = _cells(x1, x2, letterbox, 0, width)
             top, bottom = _cells(y1, y2, letterbox, 1, height)
             part = self.prototypes[:, top:bottom, left:right]
-            total = (weights @ part.reshape(count, -1)).reshape(part.shape[1:])
+            with np.errstate(invalid="ignore", over="ignore"):  # told below
+                total = (weights @ part.reshape(count, -1)).reshape(part.shape[1:])
+            _check_finite(total)
             values = _enlarge(
                 total, letterbox, (x1, y1, x2, y2), cells_wh=(width, height), offset=(left, top)
             )
@@ -80,8 +80,7 @@ class PatchMasks(MaskSource):
         """Return one mask for each row, cut off at the picture; see `MaskSource.cut`."""
         import cv2
 
-        if not np.isfinite(self.patches).all():
-            raise ModelError("masks are not finite: the graph went wrong on this picture")
+        _check_finite(self.patches)
         padded = np.pad(self.patches, ((0, 0), (1, 1), (1, 1)))
         corners = letterbox.points_to_source(self.xyxy.reshape(-1, 2, 2))
         centre, half = corners.mean(axis=1), (corners[:, 1] - corners[:, 0]) * _HALF
@@ -130,6 +129,7 @@ class PlaneMasks(MaskSource):
         masks = []
         for plane, box in zip(self.planes, _inside(xyxy, letterbox.source_wh), strict=True):
             values = _enlarge(plane, letterbox, box, cells_wh=(width, height))
+            _check_finite(values)
             masks.append(Mask(box[0], box[1], values > _HALF))
         return tuple(masks)
 
@@ -205,6 +205,12 @@ class ThresholdMap(MapSource):
         ahead: F32 = np.abs(values - np.float32(self.threshold))
         ahead[self.paint(letterbox) == class_id] = 0
         return ahead
+
+
+def _check_finite(values: F32) -> None:
+    """Refuse NaN, which is below every threshold and would make an empty mask."""
+    if not np.isfinite(values).all():
+        raise ModelError("masks are not finite: the graph went wrong on this picture")
 
 
 def _inside(xyxy: F32, source_wh: tuple[int, int]) -> list[tuple[int, int, int, int]]:

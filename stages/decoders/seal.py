@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import ModelError
 from stages.decoders.metadata import KEY
@@ -87,6 +88,36 @@ def check_seal(path: Path, metadata: Mapping[str, str]) -> bool:
             "class names were changed after the export; export it again"
         )
     return True
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return what stands under our key in a file, without checking the digest; {} for nothing.
+
+    Reads only the pages it needs, so a large file costs no more than a small one.
+
+    Raises:
+        ModelError: the file is no protobuf message, or what stands there is no JSON object.
+        OSError: it cannot be read.
+    """
+    if not path.stat().st_size:  # nothing that could be mapped
+        return {}
+    with path.open("rb") as file:
+        # Not closed by hand: views of it may live on in an error's traceback.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        card = json.loads(_own_text(memoryview(mapped)))
+    except ValueError as error:
+        raise ModelError(f"the file's {KEY!r} metadata is not JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise ModelError(f"the file's {KEY!r} metadata is no JSON object")
+    return card
+
+
+def _own_text(data: memoryview) -> bytes:
+    for number, _, content in _fields(data):
+        if number == _METADATA_PROPS and _is_ours(content):
+            return b"".join(bytes(value) for n, _, value in _fields(content) if n == _VALUE_FIELD)
+    return b"{}"
 
 
 def _is_ours(content: memoryview) -> bool:

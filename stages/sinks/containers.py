@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import le
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from pipeline.errors import UsageError
+from pipeline.errors import SinkError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +84,48 @@ class Encoder:
     """Default of the option `quality`, on the encoder's own scale (lower is better)."""
     needs_even: bool
     """Width and height must be even (4:2:0 of H.264 and HEVC cannot crop a single line)."""
+    least_px: int = 1
+    """Shortest side that the encoder opens with, tried out with those in PyAV 18."""
+    most_wh: tuple[int, int] = (65535, 65535)
+    """Largest width and height, likewise; of NVENC, whose limits the GPU sets, nothing is said."""
 
 
 ENCODERS: Final[Mapping[str, Encoder]] = MappingProxyType(
     {
-        "h264": Encoder("libx264", "veryfast", 23, needs_even=True),
+        "h264": Encoder("libx264", "veryfast", 23, needs_even=True, most_wh=(16384, 16384)),
         "h264_nvenc": Encoder("h264_nvenc", "p4", 23, needs_even=True),
-        "hevc": Encoder("libx265", "veryfast", 26, needs_even=True),
+        "hevc": Encoder("libx265", "veryfast", 26, needs_even=True, least_px=16),
         "vp9": Encoder("libvpx-vp9", "7", 33, needs_even=False),
-        "av1": Encoder("libsvtav1", "10", 35, needs_even=True),
+        "av1": Encoder("libsvtav1", "10", 35, needs_even=True, least_px=4, most_wh=(16384, 8704)),
     }
 )
+
+
+def check_size(codec: str, size_wh: tuple[int, int], sink: str) -> None:
+    """Check that pictures of a size can be encoded; odd sides are made even before.
+
+    Raises:
+        SinkError: they are too small or too large; the text names codecs that take them.
+    """
+    if _takes(ENCODERS[codec], size_wh):
+        return
+    encoder, (width, height) = ENCODERS[codec], size_wh
+    least, most = encoder.least_px, "x".join(map(str, encoder.most_wh))
+    others = [
+        name
+        for name, other in ENCODERS.items()
+        if _takes(other, size_wh) and not name.endswith("_nvenc")  # whose limits the GPU sets
+    ]
+    remedy = f"codecs that do: {', '.join(others)}" if others else "write pictures (f/%06d.png)"
+    raise SinkError(
+        f"{sink}: {codec} takes no pictures of {width}x{height}, only of {least}x{least} to {most} "
+        f"pixels; {remedy}"
+    )
+
+
+def _takes(encoder: Encoder, size_wh: tuple[int, int]) -> bool:
+    even = [side + side % 2 if encoder.needs_even else side for side in size_wh]
+    return min(even) >= encoder.least_px and all(map(le, even, encoder.most_wh))
 
 
 def container_for(path: str, codec: str, sink: str) -> Container:

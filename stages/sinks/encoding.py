@@ -102,6 +102,7 @@ class VideoEncoder:
         quality: int | None,
         keyframe_interval_s: float,
         threads: int,
+        low_delay: bool = False,
     ) -> None:
         encoder = ENCODERS[codec]
         self.encoder = encoder.name
@@ -121,13 +122,15 @@ class VideoEncoder:
         self._time_base = time_base
         self._reformatter = VideoReformatter()
         hertz = rate_hz or _GUESSED_HZ
-        ahead = min(MAX_LOOKAHEAD, int(hertz * Fraction(LOOKAHEAD_S)))
+        ahead = 0 if low_delay else min(MAX_LOOKAHEAD, int(hertz * Fraction(LOOKAHEAD_S)))
         options = _options(
             encoder.name,
             preset or encoder.preset,
             encoder.quality if quality is None else quality,
             ahead,
         )
+        if low_delay and encoder.name == "libx264":
+            options["tune"] = "zerolatency"
         stream = cast(VideoStream, container.add_stream(encoder.name, rate=hertz, options=options))
         context = stream.codec_context
         stream.width, stream.height = self.size_wh

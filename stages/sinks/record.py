@@ -42,6 +42,8 @@ def frame_record(frame: Frame) -> dict[str, object]:
         record["detections"] = _detection_records(frame.detections, frame.size_wh)
     if frame.segmentation is not None:
         record["segmentation"] = _shares(frame.segmentation)
+    if events := frame.meta.get("events"):
+        record["events"] = events
     if frame.captions:
         record["captions"] = [caption.text for caption in frame.captions]
     return record

@@ -16,7 +16,7 @@ from pipeline.errors import SinkError
 from pipeline.frame import Frame
 from pipeline.stage import OutputInfo, RunContext, Sink
 from stages.sinks import paths
-from stages.sinks.containers import ENCODERS, container_for
+from stages.sinks.containers import ENCODERS, check_size, container_for
 
 if TYPE_CHECKING:
     from stages.sinks.muxing import VideoFile
@@ -138,6 +138,7 @@ class VideoSink(Sink):
             raise SinkError(
                 f"{self.name}: a frame came of stream '{stream}', which no source announced"
             )
+        check_size(self.config.codec, frame.size_wh, self.name)
         file = VideoFile(path, self.config, info, frame, self.name, self._context.note)
         self._files[stream] = file
         return file

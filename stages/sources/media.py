@@ -18,7 +18,8 @@ from pipeline.errors import SourceError
 # A picture in one of these dispositions is a cover or a preview, not video.
 _STILL: Final = Disposition.attached_pic | Disposition.timed_thumbnails
 # FFmpeg "decodes" any text file as terminal art; nobody means that.
-_NO_VIDEO: Final = frozenset({"tty", "bin", "xbin", "adf", "idf"})
+NO_VIDEO: Final = frozenset({"tty", "bin", "xbin", "adf", "idf"})
+"""Formats that FFmpeg sees in any text."""
 
 
 def open_media(path: Path) -> av.container.InputContainer:
@@ -46,7 +47,7 @@ def open_media(path: Path) -> av.container.InputContainer:
             f"{path} is not a video that can be read ({_reason(path, error)}): "
             "expected mp4, mov, mkv, webm, avi, flv, ts, gif or another format FFmpeg knows"
         ) from error
-    if container.format.name in _NO_VIDEO:
+    if container.format.name in NO_VIDEO:
         container.close()
         raise SourceError(f"{path} is a text file, not a video: give a video file")
     return container

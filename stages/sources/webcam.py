@@ -19,11 +19,12 @@ from typing import Final, Literal
 from pydantic import Field, field_validator
 
 from pipeline.config import Config
-from pipeline.errors import SourceError
+from pipeline.errors import RefusedError, SourceError
 from pipeline.frame import U8, Frame, FrameId, FrameTime
 from pipeline.stage import Lost, ReadResult, RunContext, Source, StreamInfo, Timeout
 from pipeline.url import Url
 from stages.sources.negotiation import Capture, Mode, negotiate
+from stages.sources.reconnecting import ReconnectConfig
 
 _TIME_BASE: Final = Fraction(1, 1_000_000)
 # How long `close` waits for a driver that is inside a read: twice the select timeout asked for.
@@ -46,6 +47,9 @@ class WebcamConfig(Config):
     open_timeout_s: float = Field(10.0, gt=0, le=120, description="deadline for the first picture")
     read_timeout_s: float = Field(
         5.0, gt=0, le=120, description="the camera is lost after so long without a picture"
+    )
+    reconnect: ReconnectConfig = Field(
+        ReconnectConfig(), description="what is done when the camera is lost"
     )
 
     @field_validator("device", mode="before")
@@ -120,7 +124,8 @@ class WebcamSource(Source):
                     f"camera {self._config.device}: stopped while it was being opened"
                 )
             why = ended or f"no picture within {self._config.open_timeout_s:g} s"
-            raise SourceError(f"camera {self._config.device}: {why}; {cameras_there()}")
+            # Refused: who names a camera that is not there should not have to wait to hear it.
+            raise RefusedError(f"camera {self._config.device}: {why}; {cameras_there()}")
         height, width = slot[2].shape[:2]
         rate = mode.rate_hz
         shown = f"{float(rate):g} fps" if rate else "a rate it does not tell"

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.errors import StageError, StuckError
 from pipeline.limits import Limits
-from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
+from pipeline.runner import Deadlines, Pipeline, live_threads
 from pipeline.stage import RunContext, Timeout
+from pipeline.wiring import QueueOptions
 from tests.helpers.fakes import FakeStage, ListSink, ScriptedSource
 
 THREADS = ("per_stage", "shared", "single")

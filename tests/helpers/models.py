@@ -39,6 +39,7 @@ class FakeModel:
         self.preprocessing = preprocessing or Preprocessing((32, 32))
         self.decoder = decoder or TableDecoder()
         self.class_names = ("cat", "dog")
+        self.name = "fake"
         self.is_open = True
         self.runs = []
         self.backend = self

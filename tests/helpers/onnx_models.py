@@ -86,3 +86,72 @@ def detector(path: Path, rows, *, batch=1, size_wh=(32, 32), metadata=None, gain
         {"table": table, "slope": slope},
         metadata,
     )
+
+
+def many_outputs(path: Path) -> Path:
+    """Write a graph whose outputs differ in every way: the input itself, a scalar, flags, rows.
+
+    Of 'images' (n, 3): 'same' is the input, 'positive' its positive part, 'again' that once more,
+    'largest' () the largest number, 'found' (n, 3) bool where it is positive, 'rows' (2, k) int64
+    where that is: the number of columns depends on the values.
+    """
+    floats = TensorProto.FLOAT
+    return save(
+        path,
+        [
+            helper.make_node("Identity", ["images"], ["same"]),
+            helper.make_node("Relu", ["images"], ["positive"]),
+            helper.make_node("Identity", ["positive"], ["again"]),
+            helper.make_node("ReduceMax", ["images"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["images", "zero"], ["found"]),
+            helper.make_node("NonZero", ["positive"], ["rows"]),
+        ],
+        [helper.make_tensor_value_info("images", floats, ["n", 3])],
+        [
+            helper.make_tensor_value_info("same", floats, ["n", 3]),
+            helper.make_tensor_value_info("positive", floats, ["n", 3]),
+            helper.make_tensor_value_info("again", floats, ["n", 3]),
+            helper.make_tensor_value_info("largest", floats, []),
+            helper.make_tensor_value_info("found", TensorProto.BOOL, ["n", 3]),
+            helper.make_tensor_value_info("rows", TensorProto.INT64, [2, None]),
+        ],
+        {"zero": np.zeros((), np.float32)},
+    )
+
+
+def byte_picture(path: Path) -> Path:
+    """Write a graph with a fixed uint8 input (1, 4, 5, 3), rows and columns before channels.
+
+    It answers 'sums' (1, 3) float32: each channel's sum.
+    """
+    return save(
+        path,
+        [
+            helper.make_node("Cast", ["picture"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", ["floats", "axes"], ["sums"], keepdims=0),
+        ],
+        [helper.make_tensor_value_info("picture", TensorProto.UINT8, [1, 4, 5, 3])],
+        [helper.make_tensor_value_info("sums", TensorProto.FLOAT, [1, 3])],
+        {"axes": np.array([1, 2])},
+    )
+
+
+def without_batch(path: Path) -> Path:
+    """Write a graph with an input (3, 4, 5) and the answer 'mean' (3,): no batch axis at all."""
+    return save(
+        path,
+        [helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2], keepdims=0)],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [3, 4, 5])],
+        [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [3])],
+    )
+
+
+def two_rows(path: Path) -> Path:
+    """Write a graph that takes 'table' (any, 4), gives it as 'rows', and fails but on two rows."""
+    return save(
+        path,
+        [helper.make_node("Reshape", ["table", "form"], ["rows"])],
+        [helper.make_tensor_value_info("table", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [2, 4])],
+        {"form": np.array([2, 4])},
+    )

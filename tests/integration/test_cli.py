@@ -157,7 +157,7 @@ def test_a_real_clip_through_a_real_detector(cli, tmp_path, assets):
         (["run", "no.mp4", "-o", "null", "--model", "shapes"], "source 'no.mp4': no such file"),
         (["run", "*.png", "-o", "null", "--model", "shapes"], "no file fits the pattern"),
         (["run", SCENE, "-o", "null", "--model", "gone.onnx"], "gone.onnx"),
-        (["run", "rtsp://me:hunter2@host/1", "-o", "null"], "not supported yet in this version"),
+        (["run", "rtps://me:hunter2@host/1", "-o", "null"], "did you mean 'rtsps'?"),
         (["run", "-c", "gone.yaml"], "gone.yaml: no such configuration file"),
         (["check", "gone.yaml"], "gone.yaml: no such configuration file"),
         (["check"], "required: FILE.yaml"),

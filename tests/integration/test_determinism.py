@@ -18,8 +18,9 @@ import pytest
 
 from pipeline.detections import Detections
 from pipeline.frame import Frame
-from pipeline.runner import Pipeline, QueueOptions
+from pipeline.runner import Pipeline
 from pipeline.stage import Batching, Stage
+from pipeline.wiring import QueueOptions
 from stages.sinks.images import ImagesSink, ImagesSinkConfig
 from stages.sinks.jsonl import JsonlSink, JsonlSinkConfig
 from stages.sinks.video import VideoSink, VideoSinkConfig

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from exporters.download import cache_folder, cached, fetch
 from pipeline.errors import ModelError, UsageError
+from tests.helpers.file_server import file_server
 
 DATA = bytes(range(256)) * 4096
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -17,45 +16,8 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 @pytest.fixture
 def server():
-    """A server of DATA at any path; `cut_at` breaks its first answer off."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.requests.append(self.headers.get("Range"))
-            if self.path.startswith("/missing"):
-                self.send_error(404)
-                return
-            start = 0
-            asked = self.headers.get("Range")
-            if asked is not None and state.ranges:
-                start = int(asked.removeprefix("bytes=").rstrip("-"))
-                if start >= len(state.data):
-                    self.send_error(416)
-                    return
-                self.send_response(206)
-                end = len(state.data)
-                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
-            else:
-                self.send_response(200)
-            body = state.data[start:]
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if state.cut_at is not None:
-                body, state.cut_at = body[: state.cut_at], None
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    state = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.requests, state.cut_at, state.ranges, state.data = [], None, True, DATA
-    thread = threading.Thread(target=state.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.url = f"http://127.0.0.1:{state.server_port}/weights.pth"
-    yield state
-    state.shutdown()
-    state.server_close()
-    thread.join()
+    with file_server(DATA) as running:
+        yield running
 
 
 def names(folder):
@@ -115,6 +77,11 @@ def test_without_network_the_message_says_what_to_put_where(server, tmp_path, ki
     for part in (url, str(tmp_path / "missing.pth"), SHA):
         assert part in str(error.value)
     assert names(tmp_path) == []
+
+
+def test_where_only_the_first_digits_are_published_the_message_says_so(tmp_path):
+    with pytest.raises(ModelError, match=rf"sha256 {SHA[:8]}\.\.\., of which only 8 digits"):
+        fetch("http://127.0.0.1:1/weights.pth", SHA[:8], folder=tmp_path)
 
 
 def test_only_http_is_fetched(tmp_path):

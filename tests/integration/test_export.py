@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from exporters import command, onnx_export  # noqa: E402 - after the skip
+from exporters.cards import card_of  # noqa: E402 - after the skip
 from exporters.certificate import certify  # noqa: E402 - after the skip
 from exporters.frames import pictures  # noqa: E402 - after the skip
 from exporters.outcome import MATCH_IOU  # noqa: E402 - after the skip
@@ -33,6 +34,7 @@ from tests.helpers.exports import (  # noqa: E402 - after the skip
     verify,
     write,
 )
+from tests.helpers.iinfer import fill  # noqa: E402 - after the skip
 from tests.helpers.media import make_video  # noqa: E402 - after the skip
 
 pytestmark = [
@@ -211,7 +213,7 @@ def test_published_weights_have_the_names_of_our_yolox(assets):
 
     path = assets / "models" / "yolox_nano_iinfer.onnx"
     network, _ = build(find("yolox-nano"), "random")
-    _fill(network.inner, onnx.load(str(path)))
+    fill(network.inner, onnx.load(str(path)))
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -222,41 +224,6 @@ def test_published_weights_have_the_names_of_our_yolox(assets):
         with torch.no_grad():
             got = network(torch.from_numpy(picture)).numpy()
         np.testing.assert_allclose(got, expected, atol=1e-3)
-
-
-def _fill(network, model):
-    """Put the tensors of the published file into `network`.
-
-    Its exporter folded batch normalisation into the convolutions and numbered the tensors; the
-    nodes kept the modules' names.
-    """
-    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    modules = dict(network.named_modules())
-    left = {name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d)}
-    for node in (node for node in model.graph.node if node.op_type == "Conv"):
-        name = _module_name(node.name)
-        conv, norm = modules[name], modules.get(f"{name.rpartition('.')[0]}.bn")
-        left.remove(name)
-        conv.weight.copy_(torch.from_numpy(tensors[node.input[1]].copy()))
-        bias = torch.from_numpy(tensors[node.input[2]].copy())
-        if norm is None:
-            conv.bias.copy_(bias)
-            continue
-        norm.weight.fill_(1.0)
-        norm.running_mean.fill_(0.0)
-        norm.running_var.fill_(1.0 - norm.eps)
-        norm.bias.copy_(bias)
-    assert not left
-
-
-def _module_name(node):
-    """Return "a.b.0.conv" for "/a/b/b.0/conv/Conv"."""
-    name = []
-    for part in node.strip("/").split("/")[:-1]:
-        if name and part.startswith(f"{name[-1]}."):
-            name.pop()
-        name.append(part)
-    return ".".join(name)
 
 
 @pytest.mark.parametrize("builder", ["ssdlite320", "fcos", "retinanet"])
@@ -299,7 +266,7 @@ def test_our_preprocessing_and_nms_find_what_torchvision_finds(tmp_path):
         network, command._example(entry, image)[:1], entry.outputs, legacy=True, dynamic_batch=False
     )
     path = tmp_path / "x.onnx"
-    card = command._card(entry, "Apache-2.0")
+    card = card_of(entry, "Apache-2.0")
     path.write_bytes(seal(graph, onnx_export.describe(card, network, None)))
     model = load_model(InferConfig(model=str(path), device="cpu"), lambda _: None)
     try:

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.errors import DeviceError, ModelError
 from pipeline.stage import RunContext
-from stages import model as model_module
+from stages import model_files
 from stages.backends import onnx
 from stages.infer import InferConfig, InferStage
-from stages.model import load_model, resolve_model
+from stages.model import load_model
 from stages.nms import NmsConfig, NmsStage
 from stages.preprocess import PreprocessConfig, PreprocessStage
 from tests.contracts.check_stage import check_stage
@@ -162,12 +162,8 @@ def test_a_text_file_named_onnx_is_an_error(tmp_path):
         load(path)
 
 
-def test_no_model_and_unknown_names_list_what_is_shipped(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(model_module, "WEIGHTS", file.parent)
-    assert resolve_model("two") == file
-    assert resolve_model(str(file)) == file
-    with pytest.raises(ModelError, match=r"no model file tow.*shipped models: two"):
-        resolve_model("tow")
+def test_no_model_given_lists_what_is_shipped(monkeypatch, file):
+    monkeypatch.setattr(model_files, "WEIGHTS", file.parent)
     with pytest.raises(ModelError, match=r"no model is given.*two"):
         load_model(InferConfig(), lambda text: None)
 

@@ -12,7 +12,7 @@ pytest.importorskip("pycocotools")
 from benchmarks.coco import measure
 from benchmarks.shapes_accuracy import shapes_accuracy, true_shapes, unseen_frames
 from pipeline.detections import Detections
-from stages.model import resolve_model
+from stages.model_files import resolve_model
 from stages.sources.scenes import CLASS_NAMES
 from stages.sources.synthetic import SyntheticConfig
 

@@ -26,14 +26,20 @@ class Item:
     capacity=st.integers(1, 5),
     max_bytes=st.integers(1, 30),
     producers=st.integers(1, 3),
+    one_each=st.booleans(),
     abort_after=st.one_of(st.none(), st.floats(0, 0.01)),
     seed=st.integers(0, 2**32),
 )
 def test_every_item_offered_is_delivered_dropped_discarded_or_still_there(
-    policy, capacity, max_bytes, producers, abort_after, seed
+    policy, capacity, max_bytes, producers, one_each, abort_after, seed
 ):
     queue = BoundedQueue(
-        "a->b", capacity=capacity, max_bytes=max_bytes, policy=policy, producers=producers
+        "a->b",
+        capacity=capacity,
+        max_bytes=max_bytes,
+        policy=policy,
+        producers=producers,
+        one_per=(lambda item: item.producer) if one_each else None,
     )
     accepted, dropped = [], []
     broken = []
@@ -80,7 +86,7 @@ def test_every_item_offered_is_delivered_dropped_discarded_or_still_there(
     assert stats.offered == stats.delivered + stats.dropped + stats.discarded + stats.depth
     if timer is None:
         assert stats.discarded == stats.depth == 0
-    if policy == "block":
+    if policy == "block" and not one_each:
         assert stats.dropped == 0
     for number in range(producers):
         mine = [item.value for item in got if item.producer == number]

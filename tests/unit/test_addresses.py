@@ -40,9 +40,16 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "http", "https", "RTSP"])
-def test_network_sources_are_refused_without_showing_credentials(scheme):
-    with pytest.raises(UsageError, match="not supported yet in this version") as caught:
-        parse_source(f"{scheme}://me:hunter2@camera/1?token=abc123")
+def test_network_sources_are_named_after_their_host_and_hide_credentials(scheme):
+    address = parse_source(f"{scheme}://me:hunter2@camera.lan:8554/1?token=abc123")
+    assert (address.kind, address.stream) == ("network", "camera.lan")
+    assert "hunter2" not in repr(address)
+    assert "abc123" not in repr(address)
+
+
+def test_unknown_schemes_are_refused_without_showing_credentials():
+    with pytest.raises(UsageError, match="did you mean 'rtsps'") as caught:
+        parse_source("rtps://me:hunter2@camera/1?token=abc123")
     assert "hunter2" not in str(caught.value)
     assert "abc123" not in str(caught.value)
 
@@ -80,7 +87,7 @@ def test_sinks(text, kind, options):
         ("out", "not a known output"),
         ("", "not a known output"),
         ("frames/out.jpg", "need a frame number in their name, for example frames/out-%06d.jpg"),
-        ("rtmp://me:hunter2@host/live", "not supported yet in this version"),
+        ("http://me:hunter2@host/live", "http:// cannot be pushed to"),
     ],
 )
 def test_sinks_that_mean_nothing_say_what_would(text, message):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from fractions import Fraction
 
 import pytest
 
-from pipeline.console import Console, essence, expected_frames, failures
+from pipeline.console import Console, essence, expected_frames, failures, table
 from pipeline.runner import Snapshot, StreamSnapshot
 from pipeline.stage import StreamInfo
 from pipeline.url import Url
@@ -137,3 +139,28 @@ def test_expected_frames(frames, rate, max_frames, duration_s, expected):
 def test_expected_frames_waits_for_all_sources():
     assert expected_frames({"a": info(5, None)}, 2, None, None) is None
     assert expected_frames({"a": info(5, None), "b": info(6, None)}, 2, None, None) == 11
+
+
+def test_a_table_in_a_pipe_is_one_plain_line_a_row():
+    assert table(("name", "size"), [("a", "1 MB"), ("longer", "-")]) == [
+        "name    size",
+        "a       1 MB",
+        "longer  -",
+    ]
+
+
+def test_a_table_on_a_narrow_terminal_keeps_names_whole_and_cuts_nothing_off(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "30"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    drawn = table(("name", "what"), [("a-rather-long-name", "[b]one two three four")])
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in drawn]
+    assert max(map(len, lines)) <= 30
+    assert any("a-rather-long-name" in line for line in lines)
+    told = " ".join(line[19:] for line in lines)
+    for word in ("[b]one", "two", "three", "four"):
+        assert word in told

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from pipeline.metrics import Histogram, peak_rss_mb
@@ -58,3 +61,12 @@ def test_merged_histograms_know_all_samples():
 
 def test_peak_memory_is_in_megabytes():
     assert 5 < peak_rss_mb() < 100_000
+
+
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    """Linux's getrusage carries it over: a run begun by a large program looked large itself."""
+    ballast = np.ones(40_000_000)  # 320 MB, resident
+    code = "from pipeline.metrics import peak_rss_mb; print(peak_rss_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert peak_rss_mb() > ballast.nbytes / 1e6
+    assert float(done.stdout) < 200

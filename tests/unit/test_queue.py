@@ -170,3 +170,22 @@ def test_a_batch_larger_than_the_queue_does_not_wait_for_ever():
 def test_bounds_below_one_are_refused(bad):
     with pytest.raises(ValueError, match="at least 1"):
         make(**bad)
+
+
+def test_one_per_key_keeps_each_keys_newest_item_in_its_place_in_the_line():
+    queue = BoundedQueue(
+        "a->b", capacity=2, max_bytes=100, policy="drop_oldest", one_per=lambda item: item.key
+    )
+
+    @dataclass
+    class Keyed:
+        key: str
+        value: int
+        nbytes: int = 1
+
+    offers = [queue.put(Keyed(*pair)) for pair in (("a", 1), ("b", 1), ("a", 2), ("a", 3))]
+    assert [[d.value for d in offer.dropped] for offer in offers] == [[], [], [1], [2]]
+    got = queue.get(5)
+    assert [(item.key, item.value) for item in got] == [("a", 3), ("b", 1)]
+    stats = queue.stats()
+    assert (stats.offered, stats.delivered, stats.dropped, stats.depth) == (4, 2, 2, 0)

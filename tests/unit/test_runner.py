@@ -4,6 +4,8 @@ tee."""
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +13,9 @@ from pipeline.errors import StageError, StuckError, UsageError
 from pipeline.frame import Frame, Inferred, Prepared
 from pipeline.limits import Limits
 from pipeline.queue import QueueStats
-from pipeline.runner import Deadlines, Pipeline, QueueOptions, live_threads
+from pipeline.runner import Deadlines, Pipeline, live_threads
 from pipeline.stage import RunContext
+from pipeline.wiring import QueueOptions
 from tests.helpers.fakes import LOST, FakeStage, ListSink, ScriptedSource, make_frame
 
 THREADS = ("per_stage", "shared", "single")
@@ -96,7 +99,15 @@ class LightStage(FakeStage):
     [
         (2, False, 1, {}, ["prepare->infer", "nms->out"]),
         (64, False, 1, {}, ["source->prepare", "prepare->infer", "infer->nms", "nms->out"]),
-        (2, True, 1, {}, ["source->prepare", "prepare->infer", "nms->out"]),
+        (2, True, 1, {}, ["source->prepare", "nms->out"]),
+        (64, True, 1, {}, ["source->prepare", "infer->nms", "nms->out"]),
+        (
+            64,
+            True,
+            1,
+            {"infer": True},
+            ["source->prepare", "prepare->infer", "infer->nms", "nms->out"],
+        ),
         (2, False, 2, {}, ["source->prepare", "prepare->infer", "nms->out"]),
         (2, False, 1, {"nms": True}, ["prepare->infer", "infer->nms", "nms->out"]),
         (64, False, 1, {"infer": False}, ["source->prepare", "infer->nms", "nms->out"]),
@@ -106,7 +117,7 @@ class LightStage(FakeStage):
 def test_a_queue_starts_a_thread_and_light_stages_share_one_where_cores_are_few(
     monkeypatch, cores, live, sources, queued, expected
 ):
-    monkeypatch.setattr("pipeline.runner.available_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.wiring.available_cores", lambda: cores)
     stages = [LightStage("prepare"), FakeStage("infer"), LightStage("nms")]
     result = Pipeline(
         [ScriptedSource(3, name=f"cam{i}") for i in range(sources)],
@@ -422,6 +433,52 @@ def test_a_live_run_drops_in_the_first_queue_only_and_keeps_the_freshest():
     drops = [q.dropped for q in result.queues.values()]
     assert drops == [stream.dropped_full, 0, 0]
     check_books(result)
+
+
+def test_live_streams_share_a_slow_stage_evenly_whatever_their_rates():
+    class Slow(FakeStage):
+        def process(self, items):
+            time.sleep(0.004)
+            return super().process(items)
+
+    class Camera(ScriptedSource):
+        def read(self, timeout_s):
+            time.sleep(self.pause_s)
+            return super().read(timeout_s)
+
+    cameras = [Camera(10**6, name=name, live=True) for name in ("slow", "fast", "faster")]
+    for camera, pause_s in zip(cameras, (0.006, 0.002, 0.0005), strict=True):
+        camera.pause_s = pause_s
+    sink = ListSink(on_full="block")
+    limits = Limits(duration_s=1.0)
+    result = make(cameras, [Slow("slow stage")], [sink], live=True, limits=limits).run()
+    shares = [result.streams[c.name].frames_out for c in cameras]
+    assert min(shares) > 0.8 * sum(shares) / 3
+    for stream in result.streams.values():
+        assert stream.frames_in == stream.frames_out + stream.dropped_full + stream.dropped_stale
+    check_books(result)
+
+
+def test_frames_too_old_for_a_live_run_are_dropped_before_work_goes_into_them():
+    class Late(ScriptedSource):
+        def read(self, timeout_s):
+            frame = super().read(timeout_s)
+            if isinstance(frame, Frame) and frame.id.seq % 2:
+                late = replace(frame.time, captured_ns=frame.time.captured_ns - 600_000_000)
+                frame = replace(frame, time=late)
+            time.sleep(0.002)
+            return frame
+
+    stage, sink = FakeStage("a"), ListSink(on_full="block")
+    result = make([Late(20, live=True)], [stage], [sink], live=True).run()
+    stream = result.streams["cam"]
+    assert stream.dropped_stale + stream.dropped_full >= 10
+    assert stream.dropped_stale >= 5
+    assert all(seq % 2 == 0 for seq in sink.seqs)
+    assert stream.frames_in == stream.frames_out + stream.dropped_full + stream.dropped_stale
+    options = QueueOptions(max_age_s=None)
+    result = Pipeline([Late(20, live=True)], [stage], [sink], live=True, queues=options).run()
+    assert result.streams["cam"].dropped_stale == 0
 
 
 def test_a_file_in_a_live_run_comes_at_its_own_pace():

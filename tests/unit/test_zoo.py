@@ -11,7 +11,6 @@ from exporters import command, zoo
 from pipeline.arguments import parse
 from pipeline.errors import ParityError, UsageError
 from stages.decoders.recognise import FAMILIES
-from stages.listing import listing
 
 
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=lambda entry: entry.name)
@@ -67,14 +66,15 @@ def test_an_unknown_model_is_told_the_known_ones():
         zoo.find("yolox-nan")
 
 
-def test_list_models_shows_what_can_be_exported(monkeypatch, tmp_path):
+def test_what_is_told_of_models_says_whether_weights_are_here(monkeypatch, tmp_path):
     monkeypatch.setenv("RACKFOCUS_HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "yolox_s.pth").write_bytes(b"")
-    lines = "\n".join(listing("models", exportable=zoo.describe()))
-    assert "ssdlite320" in lines
-    assert "detect, 320x320, 3.4 M parameters, BSD-3-Clause weights" in lines
-    assert [line.split()[0] for line in lines.splitlines() if "here already" in line] == ["yolox-s"]
+    (tmp_path / "weights" / "yolox_s.pth").write_bytes(b"x")
+    told = {model.name: model for model in zoo.describe()}
+    assert list(told) == list(zoo.ZOO)
+    assert [name for name, model in told.items() if model.weights_here] == ["yolox-s"]
+    one = told["ssd300"]
+    assert (one.task, one.input_wh, one.licence) == ("detect", (300, 300), "BSD-3-Clause")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,9 @@ def test_the_commands_have_their_arguments():
     assert (name, given.name, given.out, given.weights) == ("export", "ssd300", "x.onnx", "random")
     name, given = parse(["verify", "x.onnx"], "run.py")
     assert (name, given.file, given.weights, given.frames) == ("verify", "x.onnx", None, None)
+    name, given = parse(["models", "pull", "ssd300", "fcos", "--overwrite"], "run.py")
+    assert (name, given.action, given.names) == ("models", "pull", ["ssd300", "fcos"])
+    assert given.overwrite
     with pytest.raises(UsageError, match="int8"):
         parse(["export", "ssd300", "--precision", "int8"], "run.py")
 
