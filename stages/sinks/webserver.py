@@ -42,6 +42,7 @@ _SEND_BUFFER_BYTES: Final = 256 * 1024
 """What the system keeps for a viewer: more would be pictures that grow old under way."""
 _LOOK_S: Final = 1.0
 """How often a viewer who waits for a picture is checked for having left."""
+_RETRY_S: Final = 0.1
 _STOP_S: Final = 1.0
 _BOUNDARY: Final = "rackfocus-picture"
 _REASONS: Final = {
@@ -114,7 +115,7 @@ class WebServer:
         self._access = Access(config.host, self._socket, config.token)
         self._watching = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"rackfocus {name}", daemon=True)
 
@@ -148,7 +149,9 @@ class WebServer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            # The kind of loop that watches sockets, also on Windows.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._main())
         except BaseException as error:  # noqa: BLE001 - the sink raises it at its next frame
             self.failure = error
         finally:
@@ -159,25 +162,53 @@ class WebServer:
         self._loop = asyncio.get_running_loop()
         self._asked_to_stop = asyncio.Event()
         self._fresh = asyncio.Event()
-        server = await asyncio.start_server(self._serve, sock=self._socket, limit=_HEAD_BYTES)
+        self._socket.setblocking(False)  # noqa: FBT003 - the library's signature
+        self._listen()
         self._ready.set()
         await self._asked_to_stop.wait()
-        server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        # Leaving ends what the connections' tasks were waiting for.
+        self._loop.remove_reader(self._socket)
+        await asyncio.sleep(0)  # whoever was just let in belongs to a task that has begun
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # an aborted connection is closed one turn later
+
+    def _listen(self) -> None:
+        if not self._asked_to_stop.is_set():
+            asyncio.get_running_loop().add_reader(self._socket, self._let_in)
+
+    def _let_in(self) -> None:
+        """Take one connection. Not `asyncio.start_server` or `sock_accept`: ended while they let
+        somebody in, they leave that connection open."""
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no more files may be open, and asking at once again would spin
+            loop.remove_reader(self._socket)
+            loop.call_later(_RETRY_S, self._listen)
+            return
+        connection.setblocking(False)  # noqa: FBT003 - the library's signature
+        task = loop.create_task(self._serve(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _wake(self) -> None:
         fresh, self._fresh = self._fresh, asyncio.Event()
         fresh.set()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
         """Handle one connection, whatever comes over it."""
-        self._writers.add(writer)
+        try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            reader, writer = await asyncio.open_connection(sock=connection, limit=_HEAD_BYTES)
+        except OSError:
+            connection.close()
+            return
         # With nothing kept here, a write is complete when the system has taken it.
         writer.transport.set_write_buffer_limits(high=0)
-        peer = writer.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         try:
             await self._answer(reader, writer)
             writer.close()
@@ -188,12 +219,11 @@ class WebServer:
             with contextlib.suppress(OSError):
                 await self._send(writer, _Answer(500, b"failed\n"), body=True)
         finally:
-            self._writers.discard(writer)
             if not writer.is_closing():
                 writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._writers) > self._config.max_viewers + _MORE_CONNECTIONS:
+        if len(self._tasks) > self._config.max_viewers + _MORE_CONNECTIONS:
             self._counters["refused"] += 1
             await self._send(writer, _Answer(503, b"too many connections\n"), body=True)
             return
@@ -264,7 +294,9 @@ class WebServer:
         return _Answer(503, text.encode(), more="Retry-After: 5\r\n")
 
     def _streams(self) -> list[str]:
-        return sorted({*self._context.streams, *self._pictures.streams()})
+        sample = self._sampler.sample()
+        known = () if sample is None else sample.figures.streams  # also those not yet open
+        return sorted({*known, *self._pictures.streams()})
 
     def _page_of(self, request: _Request) -> _Answer:
         path = request.path
