@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import re
@@ -535,6 +536,18 @@ def test_it_closes_within_a_second_with_viewers_connected(watch):
     with pytest.raises(OSError):  # noqa: PT011 - refused
         socket.create_connection(("127.0.0.1", port_of(sink)), timeout=2).close()
     idle.close()
+
+
+def test_connections_that_come_while_it_closes_are_closed_too():
+    for _ in range(20):
+        sink = web()
+        sink.open(RunContext())
+        callers = [socket.create_connection(("127.0.0.1", port_of(sink))) for _ in range(3)]
+        sink.close()
+        for caller in callers:
+            caller.close()
+    del sink
+    gc.collect()  # an open socket would warn, and warnings are errors
 
 
 def test_a_port_in_use_is_said_at_the_start(capsys):
