@@ -336,6 +336,25 @@ def test_a_viewer_who_comes_late_or_slowly_gets_the_newest_picture(watch):
         sink.close()
 
 
+def test_a_viewer_who_leaves_while_nothing_comes_gives_the_place_back(watch):
+    sink = web(max_viewers=1)
+    sink.open(RunContext())
+    try:
+        sink.process([make_frame(0, size=(64, 48))])
+        first = watch(port_of(sink), "cam")
+        first.picture()
+        first.close()
+
+        def served():
+            viewer = watch(port_of(sink), "cam")
+            viewer.head()
+            return viewer.status == 200
+
+        wait_until(served, 5)
+    finally:
+        sink.close()
+
+
 def test_places_are_limited_and_given_back(watch):
     sink = web(max_viewers=2)
     with running(scene(), sink=sink) as (port, _):
