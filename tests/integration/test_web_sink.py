@@ -609,6 +609,12 @@ def test_a_browser_shows_the_moving_picture_and_the_figures(tmp_path):
     sink = web(port=free_port())
     with running(scene("front", size_wh="640x360"), sink=sink) as (port, _):
         wait_until(lambda: get(port, "/readyz")[0] == 200)
+
+        def frames_in():
+            samples = samples_of(get(port, "/metrics")[2].decode())
+            return samples["frames_in_total", (("stream", "front"),)]
+
+        before = frames_in()
         page = subprocess.run(
             [
                 *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
@@ -619,6 +625,9 @@ def test_a_browser_shows_the_moving_picture_and_the_figures(tmp_path):
             text=True,
             timeout=50,
         ).stdout
+        time.sleep(0.3)  # a sample may be a quarter of a second old
+        after = frames_in()
         assert sink.counters["encoded"] > 0, "the picture was not asked for"
     assert re.search(r'id="status">running<', page)
-    assert re.search(r"<td>front</td><td>\d+</td>", page)
+    shown = re.search(r"<td>front</td><td>([\d,]+)</td>", page)
+    assert before <= int(shown[1].replace(",", "")) <= after
