@@ -22,13 +22,13 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import TYPE_CHECKING, Final
 
 from pipeline.frame import Frame
 from pipeline.stage import RunContext
 from stages.sinks.webaccess import Access, listen, url_of
 from stages.sinks.webfigures import Sampler, as_json, as_prometheus
+from stages.sinks.webhttp import HEADERS, Answer, Request, head_of, parse_request
 from stages.sinks.webpictures import Picture, Pictures
 
 if TYPE_CHECKING:
@@ -45,44 +45,10 @@ _LOOK_S: Final = 1.0
 _RETRY_S: Final = 0.1
 _STOP_S: Final = 1.0
 _BOUNDARY: Final = "rackfocus-picture"
-_REASONS: Final = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    421: "Misdirected Request",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
-_HEADERS: Final = (
-    "Cache-Control: no-store\r\n"
-    "X-Content-Type-Options: nosniff\r\n"
-    "X-Frame-Options: DENY\r\n"
-    "Referrer-Policy: no-referrer\r\n"
-    "Cross-Origin-Resource-Policy: same-origin\r\n"
-    "Connection: close\r\n"
-)
 _POLICY: Final = (
     "default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'nonce-{nonce}'; "
     "style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-class _Answer(NamedTuple):
-    status: int
-    body: bytes
-    kind: str = "text/plain; charset=utf-8"
-    more: str = ""
-    """Further header lines, each with its line end."""
-
-
-class _Request(NamedTuple):
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: dict[str, str]
 
 
 class WebServer:
@@ -214,7 +180,7 @@ class WebServer:
         except Exception as error:  # noqa: BLE001 - one connection must not end the others
             self._context.note(f"{self._name}: a request failed: {type(error).__name__}: {error}")
             with contextlib.suppress(OSError):
-                await self._send(writer, _Answer(500, b"failed\n"), body=True)
+                await self._send(writer, Answer(500, b"failed\n"), body=True)
         finally:
             if not writer.is_closing():
                 writer.transport.abort()
@@ -222,11 +188,11 @@ class WebServer:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._tasks) > self._config.max_viewers + _MORE_CONNECTIONS:
             self._counters["refused"] += 1
-            await self._send(writer, _Answer(503, b"too many connections\n"), body=True)
+            await self._send(writer, Answer(503, b"too many connections\n"), body=True)
             return
         request = await self._request(reader)
         self._counters["requests"] += 1
-        if not isinstance(request, _Request):
+        if not isinstance(request, Request):
             await self._send(writer, request, body=True)
             return
         stream = request.path.removeprefix("/stream/").removesuffix(".mjpg")
@@ -239,34 +205,21 @@ class WebServer:
         answer = refused or self._page_of(request)
         await self._send(writer, answer, body=request.method == "GET")
 
-    async def _request(self, reader: asyncio.StreamReader) -> _Request | _Answer:
+    async def _request(self, reader: asyncio.StreamReader) -> Request | Answer:
         try:
             async with asyncio.timeout(_HEAD_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            return _Answer(431, b"the request's head is too large\n")
-        line, *lines = head.decode("latin-1").split("\r\n")
-        match line.split(" "):
-            case [method, target, version] if version.startswith("HTTP/1."):
-                pass
-            case _:
-                return _Answer(400, b"not an HTTP/1 request\n")
-        try:
-            parts = urlsplit(target)
-            query = parse_qs(parts.query)
-        except ValueError:
-            return _Answer(400, b"not an address\n")
-        pairs = (line.partition(":") for line in lines if line)
-        headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
-        return _Request(method, unquote(parts.path), query, headers)
+            return Answer(431, b"the request's head is too large\n")
+        return parse_request(head)
 
-    def _refuse(self, request: _Request) -> _Answer | None:
+    def _refuse(self, request: Request) -> Answer | None:
         """Return why this request is not served; None where it is."""
         if request.method not in ("GET", "HEAD"):
-            return _Answer(405, b"GET and HEAD only\n", more="Allow: GET, HEAD\r\n")
+            return Answer(405, b"GET and HEAD only\n", more="Allow: GET, HEAD\r\n")
         if not self._access.knows_host(request.headers.get("host")):
             self._counters["refused"] += 1
-            return _Answer(421, b"this address is served for localhost; others need a token\n")
+            return Answer(421, b"this address is served for localhost; others need a token\n")
         given = request.query.get("token", [""])[-1]
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -274,28 +227,28 @@ class WebServer:
         if not self._access.admits(given):
             self._counters["refused"] += 1
             text = b"the token is missing or wrong: open /?token=... or send it as Bearer\n"
-            return _Answer(401, text, more="WWW-Authenticate: Bearer\r\n")
+            return Answer(401, text, more="WWW-Authenticate: Bearer\r\n")
         return None
 
-    def _no_such(self, stream: str) -> _Answer | None:
+    def _no_such(self, stream: str) -> Answer | None:
         known = self._streams()
         if stream in known:
             return None
-        return _Answer(404, f"no stream {stream!r}; there are: {', '.join(known)}\n".encode())
+        return Answer(404, f"no stream {stream!r}; there are: {', '.join(known)}\n".encode())
 
-    def _no_place(self) -> _Answer | None:
+    def _no_place(self) -> Answer | None:
         if self._watching < self._config.max_viewers:
             return None
         self._counters["refused"] += 1
         text = f"all {self._config.max_viewers} places are taken (max_viewers)\n"
-        return _Answer(503, text.encode(), more="Retry-After: 5\r\n")
+        return Answer(503, text.encode(), more="Retry-After: 5\r\n")
 
     def _streams(self) -> list[str]:
         sample = self._sampler.sample()
         known = () if sample is None else sample.figures.streams  # also those not yet open
         return sorted({*known, *self._pictures.streams()})
 
-    def _page_of(self, request: _Request) -> _Answer:
+    def _page_of(self, request: Request) -> Answer:
         path = request.path
         name = path.removeprefix("/picture/").removesuffix(".jpg")
         if path == f"/picture/{name}.jpg":
@@ -305,34 +258,34 @@ class WebServer:
                 nonce = secrets.token_urlsafe(16)
                 more = f"Content-Security-Policy: {_POLICY.format(nonce=nonce)}\r\n"
                 body = self._page.replace("{{nonce}}", nonce).encode()
-                return _Answer(200, body, "text/html; charset=utf-8", more)
+                return Answer(200, body, "text/html; charset=utf-8", more)
             case "/healthz":
-                return _Answer(200, b"ok\n")
+                return Answer(200, b"ok\n")
             case "/stats.json" | "/metrics" | "/readyz":
                 return self._figures(path)
-        return _Answer(404, b"no such page; the start page is /\n")
+        return Answer(404, b"no such page; the start page is /\n")
 
-    def _picture(self, stream: str) -> _Answer:
+    def _picture(self, stream: str) -> Answer:
         picture = self._take(stream)
         if picture is None:
-            return _Answer(503, b"no picture yet\n", more="Retry-After: 1\r\n")
-        return _Answer(200, picture.jpeg, "image/jpeg")
+            return Answer(503, b"no picture yet\n", more="Retry-After: 1\r\n")
+        return Answer(200, picture.jpeg, "image/jpeg")
 
-    def _figures(self, path: str) -> _Answer:
+    def _figures(self, path: str) -> Answer:
         sample = self._sampler.sample()
         if sample is None:
-            return _Answer(503, b"no figures: this sink is not part of a run\n")
+            return Answer(503, b"no figures: this sink is not part of a run\n")
         if path == "/stats.json":
             body = json.dumps(as_json(sample, self._context), allow_nan=False).encode()
-            return _Answer(200, body, "application/json")
+            return Answer(200, body, "application/json")
         if path == "/metrics":
             text = as_prometheus(sample).encode()
-            return _Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
+            return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
         if sample.figures.ready:
-            return _Answer(200, b"ready\n")
+            return Answer(200, b"ready\n")
         missing = ", ".join(sample.figures.waiting_for)
         what = f"the first frame of {missing}" if sample.figures.opened else "the stages to open"
-        return _Answer(503, f"waiting for {what}\n".encode(), more="Retry-After: 1\r\n")
+        return Answer(503, f"waiting for {what}\n".encode(), more="Retry-After: 1\r\n")
 
     async def _watch(
         self,
@@ -344,7 +297,7 @@ class WebServer:
     ) -> None:
         """Send pictures, always the newest, until the viewer leaves or takes too long."""
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
-        writer.write(f"HTTP/1.1 200 OK\r\n{_HEADERS}Content-Type: {kind}\r\n\r\n".encode())
+        writer.write(f"HTTP/1.1 200 OK\r\n{HEADERS}Content-Type: {kind}\r\n\r\n".encode())
         if head:
             await self._taken(writer)
             return
@@ -378,12 +331,8 @@ class WebServer:
         self._counters["encoded"] = self._pictures.encoded
         return picture
 
-    async def _send(self, writer: asyncio.StreamWriter, answer: _Answer, *, body: bool) -> None:
-        head = (
-            f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}\r\n{_HEADERS}{answer.more}"
-            f"Content-Type: {answer.kind}\r\nContent-Length: {len(answer.body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + (answer.body if body else b""))
+    async def _send(self, writer: asyncio.StreamWriter, answer: Answer, *, body: bool) -> None:
+        writer.write(head_of(answer) + (answer.body if body else b""))
         await self._taken(writer)
 
     async def _taken(self, writer: asyncio.StreamWriter) -> None:
