@@ -11,10 +11,10 @@ import types
 from collections.abc import Iterable
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from pipeline.errors import ConfigError, UsageError
-from pipeline.url import redact
+from pipeline.url import MASK, redact
 from pipeline.yamlfile import Document, KeyPath
 
 _SHOWN_CHARS = 60
@@ -136,7 +136,8 @@ def explain(
     for loc, (value, reasons) in wrong.items():
         text = " or ".join(dict.fromkeys(reasons))
         label = f"'{'.'.join(map(str, loc))}' of {subject}" if loc else subject
-        problems.add(origins.where((*path, *loc)), f"{label} is {show(value)}: {text}")
+        shown = MASK if _is_secret(model, loc) else show(value)
+        problems.add(origins.where((*path, *loc)), f"{label} is {shown}: {text}")
 
 
 def _reason(item: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
@@ -145,6 +146,12 @@ def _reason(item: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     for prefix in ("Value error, ", "Assertion failed, "):
         text = text.removeprefix(prefix)
     return text.replace("Input should be", "it should be")
+
+
+def _is_secret(model: type[BaseModel], loc: KeyPath) -> bool:
+    """Return whether a value of this field must not be shown, also where it is a wrong one."""
+    field = model.model_fields.get(str(loc[0])) if loc else None
+    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def _place(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel] | None]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import RackfocusError, StageError, StuckError
+from pipeline.figures import ages_by_stream, take_figures
 from pipeline.frame import Item
 from pipeline.limits import Limits
 from pipeline.metrics import (
@@ -157,6 +158,9 @@ class Pipeline:
         sys.setswitchinterval(0.001)
         started, cpu = time.monotonic(), time.process_time()
         started_ns = self._context.clock.now_ns()
+        self._context.figures = lambda: take_figures(
+            state, wiring, threads, self._stage_metrics(threads.sinks), started_ns
+        )
         try:
             for worker in self._workers:
                 worker.thread.start()
@@ -171,10 +175,6 @@ class Pipeline:
         outputs = [] if stuck else self._outputs(state)
         failures = state.failures + stuck
         exit_code, reason = self._verdict(failures)
-        ages: dict[str, Histogram] = {name: Histogram() for name in state.streams}
-        for chain in threads.sinks:
-            for stream, histogram in chain.ages_ms.items():
-                ages[stream].merge(histogram)
         return RunResult(
             live=self._live,
             exit_code=exit_code,
@@ -184,7 +184,7 @@ class Pipeline:
             cpu_s=time.process_time() - cpu,
             peak_rss_mb=peak_rss_mb(),
             streams=state.streams,
-            ages_ms=ages,
+            ages_ms=ages_by_stream(state.streams, threads.sinks),
             stages=self._stage_metrics(threads.sinks),
             counters={node.name: dict(node.counters) for node in self._wiring.nodes},
             queues={queue.name: queue.stats() for queue in self._queues},

@@ -64,6 +64,8 @@ class RunState:
         self.streams: dict[str, StreamMetrics] = {}
         self.draining = threading.Event()
         self.aborted = threading.Event()
+        self.ended: set[str] = set()
+        """Sources that are read no more, by name."""
         self._lock = threading.Lock()
         self._unopened = workers
         self._gate = threading.Event()
@@ -118,6 +120,11 @@ class RunState:
     def wait_until_open(self) -> None:
         """Wait until every stage is open, so that no source starts before it can be served."""
         self._gate.wait()
+
+    @property
+    def opened(self) -> bool:
+        """Every stage is open."""
+        return self._unopened <= 0
 
     @property
     def stopping(self) -> bool:

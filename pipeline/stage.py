@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from pipeline.clock import Clock, MonotonicClock
+from pipeline.figures import Figures
 from pipeline.frame import Frame, Inferred, Item, Prepared
 from pipeline.url import Url
 
@@ -180,6 +181,8 @@ class RunContext:
     on_note: Callable[[str], None] | None = None
     events: deque[StreamEvent] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
     """What happened to live streams, the newest last."""
+    figures: Callable[[], Figures] | None = None
+    """Gives the run's figures of this moment, from any thread; None where no runner set it."""
 
     def event(self, event: StreamEvent) -> None:
         """Record a change of a stream's state, and tell the user. Any thread."""

@@ -102,6 +102,7 @@ class SourceWorker(Worker):
                 return
             self.state.wait_until_open()
             self._read_all()
+            self.state.ended.add(self.source.name)
             if self.state.aborted.is_set():
                 self.chain.abort()
             else:

@@ -30,7 +30,8 @@ SOURCE_FORMS: Final = (
 )
 SINK_FORMS: Final = (
     "a video file (.mp4, .mkv, .mov), a .jsonl file, numbered images such as "
-    "frames/%06d.jpg, an rtsp://, rtmp:// or udp:// address to push to, window, or null"
+    "frames/%06d.jpg, an rtsp://, rtmp:// or udp:// address to push to, web or web:8080 for a page "
+    "in the browser, window, or null"
 )
 
 PUSH_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp")
@@ -38,6 +39,7 @@ PUSH_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp")
 
 _SCHEME: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://")
 _NUMBERED: Final = re.compile(r"%0?\d*d")
+_WEB: Final = re.compile(r"web(?::(?P<port>\d+))?")
 _CAMERA: Final = re.compile(r"(?:/dev/video)?(?P<index>\d+)")
 
 
@@ -94,8 +96,15 @@ def parse_sink(text: str) -> Address:
     text = text.strip()
     if text in ("window", "null"):
         return Address(text)
+    if web := _WEB.fullmatch(text):
+        return Address("web", {} if web["port"] is None else {"port": int(web["port"])})
     if scheme := _SCHEME.match(text):
         name = scheme["scheme"].lower()
+        if name in ("http", "https"):
+            raise UsageError(
+                f"sink '{Url(text)}': {name}:// cannot be pushed to; web:8080 serves a page on "
+                "that port of this machine (other addresses: --set web.host=...)"
+            )
         if name not in PUSH_SCHEMES:
             near = did_you_mean(name, PUSH_SCHEMES) or ";"
             raise UsageError(
@@ -114,7 +123,7 @@ def parse_sink(text: str) -> Address:
                 f"{Path(text).with_name(f'{Path(text).stem}-%06d{suffix}')}"
             )
         return Address("images", {"path": text})
-    hint = did_you_mean(text, ("window", "null"))
+    hint = did_you_mean(text, ("window", "web", "null"))
     if not hint and suffix:
         hint = did_you_mean(suffix, (*VIDEO_SUFFIXES, ".jsonl", *WRITTEN_IMAGE_SUFFIXES))
     told = f"extension '{suffix}' is not known" if suffix else "not a known output"

@@ -98,6 +98,7 @@ SINKS: Final = _table(
     ("jsonl", "stages.sinks.jsonl", "Jsonl", "One JSON object a frame: what was found, where."),
     ("images", "stages.sinks.images", "Images", "One picture file a frame."),
     ("push", "stages.sinks.push", "Push", "A stream pushed to an RTSP, RTMP or other server."),
+    ("web", "stages.sinks.web", "Web", "A page with the live picture and figures, over HTTP."),
     ("window", "stages.sinks.window", "Window", "A window on the screen."),
     ("null", "stages.sinks.null", "Null", "Counts the frames and keeps nothing."),
 )

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ByteSize
+from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic_core import PydanticUndefined
 
 from pipeline.config import Config
@@ -93,6 +93,7 @@ def type_name(annotation: Any) -> str:  # noqa: ANN401 - whatever stands behind 
         float: "number",
         Fraction: "number or fraction",
         str: "text",
+        SecretStr: "text",
         ByteSize: "bytes",
         type(None): "none",
         object: "text or map",

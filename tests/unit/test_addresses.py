@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UsageError
-from stages.addresses import parse_sink, parse_source, stream_name
+from stages.addresses import Address, parse_sink, parse_source, stream_name
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,18 @@ def test_sinks_that_mean_nothing_say_what_would(text, message):
 )
 def test_stream_names_are_safe(text, name):
     assert stream_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "options"), [("web", {}), ("web:9000", {"port": 9000}), ("web:0", {"port": 0})]
+)
+def test_the_web_page_takes_a_port(text, options):
+    assert parse_sink(text) == Address("web", options)
+
+
+def test_an_address_to_serve_at_says_how_that_is_written():
+    with pytest.raises(UsageError, match="web:8080") as caught:
+        parse_sink("http://me:hunter2@0.0.0.0:80/")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(UsageError, match="not a known output"):
+        parse_sink("web:port")
