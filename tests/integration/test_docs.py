@@ -292,7 +292,7 @@ def test_the_command_page_knows_every_flag(capsys):
     import run
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for command in ("run", "check", "list", "models", "export", "verify"):
+    for command in ("run", "check", "list", "doctor", "models", "export", "verify"):
         with pytest.raises(SystemExit):
             run.main([command, "--help"])
         flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
