@@ -6,10 +6,13 @@ Knows nothing of pictures and boxes. One thread at a time; OpenVINO's own worker
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -48,6 +51,36 @@ def import_openvino() -> ModuleType:
             sys.modules[_TELEMETRY] = hidden
     module: ModuleType = openvino
     return module
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_: ClassVar = [
+        ("ss_sp", ctypes.c_void_p),
+        ("ss_flags", ctypes.c_int),
+        ("ss_size", ctypes.c_size_t),
+    ]
+
+
+@contextlib.contextmanager
+def keeping_signal_stack() -> Iterator[None]:
+    """Give this thread its own signal stack back after OpenVINO has been loaded in it.
+
+    OpenVINO's CPU plugin (2026.4) puts another in its place and frees that when it is unloaded,
+    from whichever thread that happens in. The next signal, a Ctrl-C for one, would then be handled
+    on memory that is gone: the process dies on the spot, its outputs unfinished.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 class OpenVinoBackend(Backend):
@@ -100,6 +133,10 @@ class OpenVinoBackend(Backend):
                 f"device '{self._requested}' was asked for, but backend 'openvino' runs on the CPU",
                 "use --device cpu, or --backend onnx for a GPU",
             )
+        with keeping_signal_stack():
+            self._load()
+
+    def _load(self) -> None:
         openvino = import_openvino()
         core = openvino.Core()
         # Its pool of threads would otherwise outlive it.

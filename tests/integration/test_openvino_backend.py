@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import DeviceError, ModelError
 from stages.backends.onnx import OnnxBackend, default_threads
-from stages.backends.openvino import OpenVinoBackend, import_openvino
+from stages.backends.openvino import OpenVinoBackend, import_openvino, keeping_signal_stack
 from tests.helpers.onnx_models import channel_means, save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,7 +21,7 @@ FIRST_USE = """
 import sys, threading
 from pathlib import Path
 import numpy as np, psutil
-from stages.backends.openvino import OpenVinoBackend, import_openvino
+from stages.backends.openvino import OpenVinoBackend, import_openvino, keeping_signal_stack
 
 import_openvino()
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
@@ -82,6 +82,38 @@ def test_first_use_sends_nothing_home_and_leaves_no_thread(tmp_path):
     assert list(home.iterdir()) == []
 
 
+AFTER_USE = """
+import faulthandler, os, signal, sys, threading, time
+from pathlib import Path
+from stages.backends.openvino import OpenVinoBackend
+faulthandler.enable()  # gives the thread a signal stack, as pytest and some services do
+backend = OpenVinoBackend(Path(sys.argv[1]))
+backend.open()
+closer = threading.Thread(target=backend.close)  # as infer's thread does
+closer.start()
+closer.join()
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append("interrupted"))
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.05)
+sys.stdout.write(got[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_a_signal_after_it_was_closed_is_survived(tmp_path):
+    path = channel_means(tmp_path / "means.onnx", size_wh=(300, 200))
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_USE, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted"), done.stderr
+
+
 def test_it_computes_in_float32_unless_asked_otherwise(convolution):
     tensor = np.random.default_rng(1).standard_normal((1, 16, 20, 20)).astype(np.float32)
     wanted = opened(OnnxBackend, convolution).run(tensor)["x8"]
@@ -94,7 +126,8 @@ def test_it_computes_in_float32_unless_asked_otherwise(convolution):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_precision_is_used_or_refused(convolution, precision):
     """Asked for fp16, OpenVINO takes bfloat16 where only that is there, and says nothing."""
-    able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with keeping_signal_stack():
+        able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     tensor = np.random.default_rng(1).standard_normal((1, 16, 20, 20)).astype(np.float32)
     exact = opened(OpenVinoBackend, convolution).run(tensor)["x8"]
     if precision.upper() in able:
