@@ -1,6 +1,6 @@
 """How old is a picture when all is done with it, and how many are there, on a too fast stream?
 
-    python -m benchmarks.latency [--model NAME|FILE.onnx] [--seconds 60]
+    python -m benchmarks.latency [--model NAME|FILE.onnx] [--seconds 60] [--threads N]
 
 A real RTSP server (GStreamer, `clock_server.py`) sends 720p at 30 frames a second with a clock
 burnt into the picture. Each contestant finds, suppresses and draws with the same code, then reads
@@ -87,7 +87,7 @@ def note(ages: list[tuple[float, float]], counters: dict[str, int], image: Pictu
     ages.append((now, (now * 1000 - made_ms) % (1 << BITS)))
 
 
-def run_pipeline(model: str, seconds: float) -> dict[str, Any]:
+def run_pipeline(model: str, seconds: float, threads: int | None) -> dict[str, Any]:
     """Run the project's pipeline, live."""
     from pipeline.limits import Limits
     from pipeline.runner import Pipeline
@@ -98,7 +98,11 @@ def run_pipeline(model: str, seconds: float) -> dict[str, Any]:
     sink = ClockSink()
     source = Reconnecting(NetworkSource(config, "camera"), config.reconnect)
     result = Pipeline(
-        [source], chain(model, spin=None), [sink], live=True, limits=Limits(None, seconds)
+        [source],
+        chain(model, spin=None, threads=threads),
+        [sink],
+        live=True,
+        limits=Limits(None, seconds),
     ).run()
     stream = result.streams["camera"]
     return {
@@ -115,11 +119,11 @@ def run_pipeline(model: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def run_loop(model: str, seconds: float) -> dict[str, Any]:
+def run_loop(model: str, seconds: float, threads: int | None) -> dict[str, Any]:
     """Read, find, draw, one after another."""
     import cv2
 
-    annotate = callback(chain(model, spin=None))
+    annotate = callback(chain(model, spin=None, threads=threads))
     capture = cv2.VideoCapture(URL)
     ages: list[tuple[float, float]] = []
     counters: dict[str, int] = {}
@@ -134,7 +138,7 @@ def run_loop(model: str, seconds: float) -> dict[str, Any]:
     return {"ages": ages, "unread": counters.get("unread", 0), "received": count, "done": count}
 
 
-def run_file(model: str, seconds: float) -> dict[str, Any]:
+def run_file(model: str, seconds: float, threads: int | None) -> dict[str, Any]:
     """Run the pipeline on a recording of the stream while another process watches the server."""
     from pipeline.runner import Pipeline
     from stages.sources.file import FileConfig, FileSource
@@ -148,7 +152,7 @@ def run_file(model: str, seconds: float) -> dict[str, Any]:
             time.sleep(SETTLE_S)
             sink = ClockSink()
             source = FileSource(FileConfig(path=str(clip)), "camera")
-            Pipeline([source], chain(model, spin=None), [sink], live=False).run()
+            Pipeline([source], chain(model, spin=None, threads=threads), [sink], live=False).run()
         finally:
             watcher.kill()
             watcher.wait()
@@ -205,6 +209,8 @@ def figures(ages: Sequence[tuple[float, float]]) -> dict[str, float]:
 def _in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.latency", "--child", name]
     command += ["--model", args.model, "--seconds", str(args.seconds)]
+    if args.threads is not None:
+        command += ["--threads", str(args.threads)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -221,9 +227,9 @@ def _server() -> subprocess.Popen[str]:
 
 
 CHILDREN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "rackfocus": lambda args: run_pipeline(args.model, args.seconds),
-    "loop": lambda args: run_loop(args.model, args.seconds),
-    "file": lambda args: run_file(args.model, min(args.seconds, 20)),
+    "rackfocus": lambda args: run_pipeline(args.model, args.seconds, args.threads),
+    "loop": lambda args: run_loop(args.model, args.seconds, args.threads),
+    "file": lambda args: run_file(args.model, min(args.seconds, 20), args.threads),
     "watch": lambda args: watch(args.seconds),
 }
 
@@ -235,6 +241,7 @@ def main() -> int:
     )
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--threads", type=int, help="of the model, for all; default: as in a run")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
