@@ -486,7 +486,8 @@ def test_a_file_in_a_live_run_comes_at_its_own_pace():
     result = make([ScriptedSource(6)], [FakeStage()], [sink], live=True).run()
     assert result.wall_s >= 5 / 25, "six frames at 25 a second"
     assert sink.seqs == list(range(6))
-    assert result.ages_ms["cam"].max < 150, "age counts from when the frame was due"
+    # From when it was read they would be 0, 40, ... 200 ms; a busy machine delays single frames.
+    assert result.ages_ms["cam"].percentile(50) < 50, "age counts from when the frame was due"
 
 
 def test_a_stop_does_not_wait_for_the_next_frame_of_a_paced_file():
