@@ -94,7 +94,7 @@ def run_pipeline(model: str, seconds: float, threads: int | None) -> dict[str, A
     from stages.sources.network import NetworkConfig, NetworkSource
     from stages.sources.reconnecting import Reconnecting
 
-    config = NetworkConfig(url=URL)  # type: ignore[arg-type]
+    config = NetworkConfig.model_validate({"url": URL})
     sink = ClockSink()
     source = Reconnecting(NetworkSource(config, "camera"), config.reconnect)
     result = Pipeline(
@@ -180,7 +180,7 @@ def watch(seconds: float) -> dict[str, Any]:
     """Receive and decode the stream, as the live contestants must."""
     from stages.sources.network import NetworkConfig, NetworkSource
 
-    source = NetworkSource(NetworkConfig(url=URL), "watcher")  # type: ignore[arg-type]
+    source = NetworkSource(NetworkConfig.model_validate({"url": URL}), "watcher")
     source.open(RunContext())
     until = time.monotonic() + seconds
     while time.monotonic() < until:

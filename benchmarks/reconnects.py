@@ -75,9 +75,8 @@ def main() -> int:
     ]
     server = camera(pictures)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = NetworkConfig(
-        url=f"http://127.0.0.1:{server.server_address[1]}/",  # type: ignore[arg-type]
-        live=True,
+    config = NetworkConfig.model_validate(
+        {"url": f"http://127.0.0.1:{server.server_address[1]}/", "live": True}
     )
     source = Reconnecting(
         NetworkSource(config, "camera"), ReconnectConfig(initial_s=0.001, max_s=0.001)

@@ -54,7 +54,7 @@ def unseen_frames(
 
 def true_shapes(frame: Frame) -> Truth:
     """Return what a synthetic frame really shows."""
-    shapes = frame.meta["truth"].detections  # type: ignore[attr-defined]
+    shapes = frame.meta["truth"].detections  # type: ignore[attr-defined] # meta
     return Truth.of_boxes(shapes.xyxy, shapes.class_id)
 
 

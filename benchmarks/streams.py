@@ -75,8 +75,7 @@ def measure(
     """Return each stream's rate in the first and in the second half of the time, 1/s."""
     servers, ports = serve(count, rate)
     config = [
-        NetworkConfig(url=f"rtsp://127.0.0.1:{port}/live")  # type: ignore[arg-type]
-        for port in ports
+        NetworkConfig.model_validate({"url": f"rtsp://127.0.0.1:{port}/live"}) for port in ports
     ]
     sources = [
         Reconnecting(NetworkSource(c, f"camera{k}"), c.reconnect) for k, c in enumerate(config)

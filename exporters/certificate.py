@@ -74,7 +74,7 @@ def _rounds(
     model: LoadedModel,
     pictures: Sequence[Picture],
     dynamic_batch: bool,  # noqa: FBT001 - as certify's
-    dynamic_size: bool,  # noqa: FBT001
+    dynamic_size: bool,  # noqa: FBT001 - as certify's
 ) -> Iterator[list[Seen]]:
     """Yield what goes into each run: all pictures alone, then in batches, then at another size."""
     form = model.preprocessing

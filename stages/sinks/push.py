@@ -32,7 +32,8 @@ FORMATS: Final = {
     "tcp": "mpegts",
 }
 """FFmpeg's muxer for each scheme."""
-_CLOCK: Final = Fraction(1, 90_000)
+CLOCK: Final = Fraction(1, 90_000)
+"""Ticks of pushed streams, as RTP and MPEG-TS have them for video; seconds."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _PATIENCE_S: Final = 30.0
@@ -89,7 +90,7 @@ class PushSink(Sink):
         self._context = context
         self._clock = context.clock
         self._push: Push | None = None
-        self._timeline = Timeline(_CLOCK)
+        self._timeline = Timeline(CLOCK)
         self._stream: str | None = None
         self._sent = 0
         self._connections = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import av
 import av.error
@@ -17,11 +17,10 @@ from pipeline.frame import Frame
 from pipeline.stage import ColorTags
 from stages.endpoints import connectable, explain
 from stages.sinks.encoding import VideoEncoder, output_colors
+from stages.sinks.push import CLOCK
 
 if TYPE_CHECKING:
     from stages.sinks.push import PushSinkConfig
-
-_CLOCK: Final = Fraction(1, 90_000)
 
 
 class Push:
@@ -59,7 +58,7 @@ class Push:
                 self._container,
                 "h264",
                 size_wh=first.size_wh,
-                time_base=_CLOCK,
+                time_base=CLOCK,
                 rate_hz=rate_hz,
                 colors=output_colors(ColorTags(), first.size_wh),
                 preset=config.preset,

@@ -157,7 +157,7 @@ class ChaosSource(Source):
         self._opened = False
 
     @property
-    def live(self) -> bool:  # type: ignore[override]
+    def live(self) -> bool:  # type: ignore[override] # known late
         """As the inner source."""
         return self._inner.live
 

@@ -78,7 +78,7 @@ class NetworkSource(Source):
         self.alter: Callable[[Any], None] | None = None
 
     @property
-    def live(self) -> bool:  # type: ignore[override]
+    def live(self) -> bool:  # type: ignore[override] # known late
         """Whether waiting loses data. Over http, unless said, the first look at the stream tells.
 
         Raises:

@@ -61,6 +61,19 @@ def read_number(image):
     return number
 
 
+def stills(path, numbers):
+    """Frames of a clip by number, BGR."""
+    import cv2
+
+    clip, images = cv2.VideoCapture(str(path)), []
+    for index in range(max(numbers) + 1):
+        assert clip.grab()
+        if index in numbers:
+            images.append(clip.retrieve()[1])
+    clip.release()
+    return images
+
+
 def make_video(
     path,
     *,

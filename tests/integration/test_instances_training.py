@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from exporters.onnx_export import to_graph  # noqa: E402
-from exporters.weights import build as build_for_export  # noqa: E402
-from exporters.zoo import find  # noqa: E402
-from models.train.instances import (  # noqa: E402
+from exporters.onnx_export import to_graph  # noqa: E402 - after the skip
+from exporters.weights import build as build_for_export  # noqa: E402 - after the skip
+from exporters.zoo import find  # noqa: E402 - after the skip
+from models.train.instances import (  # noqa: E402 - after the skip
     MODEL,
     PREPROCESSING,
     Recipe,
@@ -20,9 +20,9 @@ from models.train.instances import (  # noqa: E402
     losses,
     train,
 )
-from models.train.instances_data import InstancesData, find_pairs  # noqa: E402
-from models.train.instances_result import evaluate, recalibrate, write  # noqa: E402
-from pipeline.errors import UsageError  # noqa: E402
+from models.train.instances_data import InstancesData, find_pairs  # noqa: E402 - after the skip
+from models.train.instances_result import evaluate, recalibrate, write  # noqa: E402 - after the skip
+from pipeline.errors import UsageError  # noqa: E402 - after the skip
 
 # Ten seconds of one core; on a machine that others use that was 48.
 pytestmark = [pytest.mark.needs_torch, pytest.mark.slow, pytest.mark.timeout(180)]

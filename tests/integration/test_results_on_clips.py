@@ -14,23 +14,11 @@ from stages.model import load_model
 from stages.nms import NmsConfig, NmsStage
 from stages.preprocess import PreprocessConfig, PreprocessStage
 from stages.sinks.record import record_line
+from tests.helpers.media import stills
 
 pytestmark = pytest.mark.assets
 
 PEOPLE, CARS, WAVE = "one-by-one-person-detection.mp4", "car-detection.mp4", "peekingduck_wave.mp4"
-
-
-def stills(path, numbers):
-    """Frames of a clip by number, BGR."""
-    import cv2
-
-    clip, images = cv2.VideoCapture(str(path)), []
-    for index in range(max(numbers) + 1):
-        assert clip.grab()
-        if index in numbers:
-            images.append(clip.retrieve()[1])
-    clip.release()
-    return images
 
 
 class Chain:

@@ -13,6 +13,7 @@ from stages.infer import InferConfig, InferStage
 from stages.model import load_model
 from stages.nms import NmsConfig, NmsStage
 from stages.preprocess import PreprocessConfig, PreprocessStage
+from tests.helpers.media import stills
 
 pytestmark = pytest.mark.assets
 
@@ -21,19 +22,6 @@ PEOPLE, STREET, WAVE = (
     "vtest_gk.mp4",
     "peekingduck_wave.mp4",
 )
-
-
-def stills(path, numbers):
-    """Frames of a clip by number, BGR."""
-    import cv2
-
-    clip, images = cv2.VideoCapture(str(path)), []
-    for index in range(max(numbers) + 1):
-        assert clip.grab()
-        if index in numbers:
-            images.append(clip.retrieve()[1])
-    clip.release()
-    return images
 
 
 def results(path, backend, images, **infer):

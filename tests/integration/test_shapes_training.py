@@ -13,21 +13,21 @@ import pytest
 torch = pytest.importorskip("torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from exporters.onnx_export import KEY, Card, export, weights_sha256  # noqa: E402
-from models.train.shapes import Recipe, build, train  # noqa: E402
-from models.train.shapes_data import (  # noqa: E402
+from exporters.onnx_export import KEY, Card, export, weights_sha256  # noqa: E402 - after the skip
+from models.train.shapes import Recipe, build, train  # noqa: E402 - after the skip
+from models.train.shapes_data import (  # noqa: E402 - after the skip
     MODEL_WH,
     PREPROCESSING,
     batch,
     draw_training_set,
     letterbox,
 )
-from models.train.shapes_export import export_shapes  # noqa: E402
-from models.yolo import Scored, YoloConfig  # noqa: E402
-from pipeline.errors import ModelError  # noqa: E402
-from stages.decoders.decoder import Preprocessing  # noqa: E402
-from stages.fitting import Fitter  # noqa: E402
-from stages.sources.scenes import CLASS_NAMES, ShapesScene  # noqa: E402
+from models.train.shapes_export import export_shapes  # noqa: E402 - after the skip
+from models.yolo import Scored, YoloConfig  # noqa: E402 - after the skip
+from pipeline.errors import ModelError  # noqa: E402 - after the skip
+from stages.decoders.decoder import Preprocessing  # noqa: E402 - after the skip
+from stages.fitting import Fitter  # noqa: E402 - after the skip
+from stages.sources.scenes import CLASS_NAMES, ShapesScene  # noqa: E402 - after the skip
 
 pytestmark = [pytest.mark.needs_torch]
 

@@ -58,7 +58,7 @@ def test_a_key_written_twice_is_an_error_with_both_lines():
 def test_merge_keys_fill_in_and_own_keys_win():
     text = "base: &base {a: 1, b: 2}\nmore: &more {b: 3, c: 4}\nx:\n  <<: [*base, *more]\n  a: 9\n"
     document = parse_yaml(text, "run.yaml")
-    assert document.value["x"] == {"a": 9, "b": 2, "c": 4}  # type: ignore[index]
+    assert document.value["x"] == {"a": 9, "b": 2, "c": 4}  # type: ignore[index] # a map
     assert document.where(("x", "a")) == "run.yaml:5"
     assert document.where(("x", "c")) == "run.yaml:2"
 
